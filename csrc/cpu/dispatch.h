@@ -1,0 +1,55 @@
+// Which compiled variant of the CPU kernels runs on this machine.
+#pragma once
+
+#include <cstdint>
+
+namespace gradstat {
+
+struct Moments;
+
+constexpr int kNumDTypes = 4;
+
+// One variant: each entry handles a contiguous run of n elements, indexed by DType.
+struct Kernels {
+  // Adds the run to *result; `histogram` may be null.
+  void (*moments[kNumDTypes])(const void* data, int64_t n, Moments* result, uint32_t* histogram);
+  void (*scale[kNumDTypes])(void* data, int64_t n, double coefficient);
+  void (*clamp[kNumDTypes])(void* data, int64_t n, double limit);
+};
+
+namespace scalar {
+extern const Kernels kKernels;
+}
+namespace avx2 {
+extern const Kernels kKernels;
+}
+namespace avx512 {
+extern const Kernels kKernels;
+}
+namespace neon {
+extern const Kernels kKernels;
+}
+
+namespace cpu {
+
+struct Variant {
+  const char* name;
+  const Kernels* kernels;
+  bool (*is_supported)();
+};
+
+// All variants of this build, best first.
+const Variant* variants(int* count);
+
+// The variant in use: the best one supported, or the one that GRADSTAT_CPU or use_variant() named.
+// Throws std::invalid_argument where GRADSTAT_CPU names none that runs here.
+const Variant& variant();
+
+// Changes the variant for all later calls; an empty name returns to the default.
+void use_variant(const char* name);
+
+// Why variant() is what it is, in a few words.
+const char* variant_reason();
+
+}  // namespace cpu
+}  // namespace gradstat

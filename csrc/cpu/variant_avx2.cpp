@@ -1,0 +1,9 @@
+// The kernels compiled for avx2; CMakeLists.txt gives this file its instruction-set flags.
+#include "simd_avx2.h"
+
+#define GRADSTAT_VARIANT avx2
+#include "../moments.h"
+#include "dispatch.h"
+// After everything they use.
+#include "moments_body.h"
+#include "scale_body.h"

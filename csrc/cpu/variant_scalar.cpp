@@ -1,0 +1,9 @@
+// The kernels compiled for scalar; CMakeLists.txt gives this file its instruction-set flags.
+#include "simd_scalar.h"
+
+#define GRADSTAT_VARIANT scalar
+#include "../moments.h"
+#include "dispatch.h"
+// After everything they use.
+#include "moments_body.h"
+#include "scale_body.h"

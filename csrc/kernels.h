@@ -1,0 +1,111 @@
+// The contract of every kernel: what it reads, what it writes, and how accurate it is.
+//
+// Numerics, for every kernel and device:
+//  - A moment is taken over the finite elements; NaN and Inf are counted apart.
+//  - Sums run in double (CUDA: fp32 over at most 8 neighbours, then double). For fp64 input the
+//    squares run in three ranges (Blue 1978), so that l2 neither underflows nor overflows.
+//    Relative error of abs_sum, sq_sum and l2, and error of sum relative to abs_sum: <= 1e-6.
+//  - A tensor is cut into chunks by its shape alone and chunks are merged in order, so a result
+//    does not depend on the number of threads or on timing: equal input, equal bits per device.
+//  - Subnormals count in full: flush-to-zero modes of the caller are suspended.
+#pragma once
+
+#include <cstdint>
+
+namespace gradstat {
+
+enum class DType : uint8_t { kF32, kF16, kBF16, kF64 };
+
+// A tensor in memory: `rows` slices along dimension 0, each stored as runs of `run` elements, the
+// runs of row 0, row 1, ... following each other and the whole pattern repeating to `numel`.
+// Where dimension 0 is outermost, as in any contiguous tensor, run == numel / rows.
+// numel == kMissing marks a parameter without a gradient.
+struct TensorRef {
+  void* data;
+  int64_t numel;
+  int64_t rows;
+  int64_t run;
+  DType dtype;
+};
+constexpr int64_t kMissing = -1;
+
+// Columns of a table row (float64). The row of a missing tensor is all NaN. abs_min is the smallest
+// non-zero finite magnitude, 0 where there is none.
+enum Column : int {
+  kNumel,
+  kZeros,
+  kNans,
+  kInfs,
+  kSum,
+  kAbsSum,
+  kSqSum,
+  kAbsMax,
+  kAbsMin,
+  kRows,
+  kDeadRows,
+  kL2,
+  kNumColumns
+};
+
+// Histogram of magnitudes by binary exponent. Bin 0: 0 < |x| < 2^-126. Bin b in 1..254:
+// 2^(b-127) <= |x| < 2^(b-126). Bin 255: finite |x| >= 2^128. Zero, NaN and Inf are in no bin.
+constexpr int kHistogramBins = 256;
+
+// Order of the norm that a clip coefficient is taken from.
+enum class NormKind : int { kL1 = 1, kL2 = 2, kMax = 3 };
+
+// Where moments leaves what clipping needs: {norm, coefficient}, coefficient =
+// min(1, max_norm / (norm + 1e-6)), computed in double. A norm of Inf gives 0, a norm of NaN gives
+// 1 (there is no factor that would mend it), max_norm = Inf gives 1.
+struct ClipRequest {
+  double max_norm;
+  NormKind kind;
+  double* out;  // two doubles on the tensors' device; nullptr: no coefficient wanted
+};
+
+namespace cpu {
+
+// Fills table[count + 1][kNumColumns], the last row holding the totals over all tensors, and, where
+// histogram is not null, histogram[count + 1][kHistogramBins]. Reads each tensor once.
+void moments(const TensorRef* tensors, int64_t count, double* table, int64_t* histogram,
+             const ClipRequest& clip, int threads);
+
+// tensor[i] *= coefficient[i * stride] (stride 0: one coefficient for all), rounded to the
+// tensor's dtype. A coefficient of 1 or NaN writes nothing; 0 writes zeros, over NaN and Inf too.
+void scale(const TensorRef* tensors, int64_t count, const double* coefficient, int64_t stride,
+           int threads);
+
+// Clamps every element to [-limit, limit]; NaN stays. The limit is rounded to the tensor's dtype.
+void clamp(const TensorRef* tensors, int64_t count, double limit, int threads);
+
+}  // namespace cpu
+
+namespace cuda {
+
+// The same contracts on the device's memory, enqueued on `stream`: nothing here waits for the
+// device, and every launch may be captured in a CUDA graph. Errors throw std::runtime_error.
+
+// Bytes of device memory that `moments` needs as scratch for these tensors.
+int64_t moments_workspace_bytes(const TensorRef* tensors, int64_t count);
+
+// `workspace`: at least moments_workspace_bytes, any content. `counter`: 4 bytes holding 0; they
+// hold 0 again when the work is done, so one counter serves all calls that follow each other on
+// one stream.
+void moments(const TensorRef* tensors, int64_t count, double* table, int64_t* histogram,
+             const ClipRequest& clip, void* workspace, uint32_t* counter, int device,
+             void* stream);
+
+void scale(const TensorRef* tensors, int64_t count, const double* coefficient, int64_t stride,
+           int device, void* stream);
+
+void clamp(const TensorRef* tensors, int64_t count, double limit, int device, void* stream);
+
+// Number of usable devices; 0 where there is no driver. `reason` (may be null) says why it is 0.
+int device_count(const char** reason);
+
+// True where the module was built with CUDA kernels.
+bool is_built();
+
+}  // namespace cuda
+
+}  // namespace gradstat

@@ -1,0 +1,391 @@
+"""The only importer of the compiled module: checks tensors, picks devices, streams and threads.
+
+Everything above works with a `Batch`: the tensors of one call, unpacked once, one part a device.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradstat import _fallback
+from gradstat._readable import Readable, check_writable, make_readable
+from gradstat.errors import ArgumentTypeError, CudaError, NativeModuleError
+
+try:
+    from gradstat import _native
+except ImportError as error:
+    raise NativeModuleError(
+        "gradstat needs its compiled module gradstat._native, which does not load "
+        f"({error}); reinstall with: pip install --force-reinstall --no-deps gradstat"
+    ) from error
+try:
+    _native.register_tensor_types([torch.Tensor, torch.nn.Parameter])
+except RuntimeError as error:
+    raise NativeModuleError(f"{error} (this is torch {torch.__version__})") from error
+
+NUM_COLUMNS: int = _native.NUM_COLUMNS
+HISTOGRAM_BINS: int = _native.HISTOGRAM_BINS
+NORM_KINDS = {1.0: 1, 2.0: 2, math.inf: 3}
+"""Orders of the norms that the kernels take, and their number in ``csrc/kernels.h``."""
+
+NameOf = Callable[[int], str]
+
+_WIDE_DTYPES = (torch.float64, torch.complex128)
+
+
+def describe_position(index: int) -> str:
+    """Return how an error names a tensor that has no name."""
+    return f"tensor {index}"
+
+
+@dataclass
+class Part:
+    """The tensors of a batch that lie on one device; at all other positions it has none."""
+
+    device: torch.device
+    tensors: Any
+    """``_native.TensorList`` for the kernels, or a plain list for `_fallback`."""
+
+    readable: dict[int, Readable]
+    """What stands in for the tensors that no kernel reads as they are."""
+
+    @property
+    def native(self) -> bool:
+        """Whether the compiled kernels read this part."""
+        return isinstance(self.tensors, _native.TensorList)
+
+    @property
+    def objects(self) -> list[Tensor | None]:
+        """The tensors that are read, `None` where there is none."""
+        return self.tensors.objects if self.native else self.tensors
+
+
+@dataclass
+class Batch:
+    """The tensors of one call, by device; the first part is the first tensor's device."""
+
+    parts: list[Part]
+    size: int
+    originals: list[Tensor | None] | None
+    """The tensors as they came, kept only where some had to be replaced for reading."""
+
+    result_dtype: torch.dtype
+    """Dtype of a norm: fp64 where a tensor is, else fp32."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the results: that of the only part, and the CPU's where there are several."""
+        part = self.parts[0]
+        return part.device if len(self.parts) == 1 and part.native else torch.device("cpu")
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors as they came, without the missing ones."""
+        items = self.originals if self.originals is not None else self.parts[0].objects
+        return [item for item in items if item is not None]
+
+
+class RepeatedError(Exception):
+    """The list names one parameter several times; ``positions`` are the later ones."""
+
+    def __init__(self, positions: list[int]) -> None:
+        super().__init__(positions)
+        self.positions = positions
+
+
+def _kernel_device(device: torch.device) -> bool:
+    if device.type == "cpu":
+        return True
+    return device.type == "cuda" and torch.version.hip is None and _native.cuda_is_built()
+
+
+def gather(
+    items: Sequence[Any], *, take_grad: bool = False, name_of: NameOf = describe_position
+) -> Batch:
+    """Return the batch of these tensors, or of their gradients.
+
+    Args:
+        items: Tensors, or parameters where ``take_grad``. `None` is a missing tensor.
+        take_grad: Take ``.grad`` of each parameter; a tensor that is no parameter is itself taken
+            as a gradient.
+        name_of: Gives the name of the tensor at a position, for an error.
+
+    Raises:
+        ArgumentTypeError: An item is no tensor.
+        UnsupportedTensorError: A tensor's numbers cannot be read.
+        RepeatedError: An item stands in the list twice (only where ``take_grad``).
+    """
+    tensors = _native.TensorList(items, take_grad)
+    if take_grad and tensors.repeated:
+        raise RepeatedError(tensors.repeated)
+    if not tensors.irregular:
+        kind = "cuda" if tensors.on_cuda else "cpu"
+        device = torch.device(kind, tensors.device_index if kind == "cuda" else None)
+        if _kernel_device(device):
+            dtype = torch.float64 if tensors.has_f64 else torch.float32
+            return Batch([Part(device, tensors, {})], len(tensors), None, dtype)
+    originals: list[Tensor | None] = tensors.objects
+    by_device: dict[torch.device, dict[int, Readable]] = {}
+    suspects = set(tensors.irregular)
+    for index, tensor in enumerate(originals):
+        if tensor is None:
+            continue
+        readable = (
+            make_readable(tensor, name_of(index)) if index in suspects else Readable(tensor)
+        )
+        by_device.setdefault(readable.tensor.device, {})[index] = readable
+    parts = []
+    for device, chosen in by_device.items():
+        objects: list[Tensor | None] = [None] * len(originals)
+        for index, readable in chosen.items():
+            objects[index] = readable.tensor
+        replaced = {i: r for i, r in chosen.items() if r.tensor is not originals[i]}
+        native = _kernel_device(device)
+        if not native:
+            _warn_fallback(device)
+        parts.append(Part(device, _native.TensorList(objects, False) if native else objects,
+                          replaced))
+    if not parts:
+        parts = [Part(torch.device("cpu"), _native.TensorList(originals, False), {})]
+    wide = any(t is not None and t.dtype in _WIDE_DTYPES for t in originals)
+    return Batch(parts, len(originals), originals, torch.float64 if wide else torch.float32)
+
+
+def _warn_fallback(device: torch.device) -> None:
+    warnings.warn(
+        f"gradstat has no kernel for {device.type} tensors here and measures them with plain torch "
+        "operations, with equal results but more slowly; gradstat.show_config() says why. To "
+        'silence: warnings.filterwarnings("ignore", message="gradstat has no kernel")',
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+_counters: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def _counter(device: torch.device) -> Tensor:
+    """Return four zero bytes for the last-block test of the current stream."""
+    stream = torch.cuda.current_stream(device).cuda_stream
+    if torch.cuda.is_current_stream_capturing():
+        # A graph may be replayed on any stream, beside this one: it owns its counter.
+        return torch.zeros(1, dtype=torch.int32, device=device)
+    key = (device, stream)
+    if key not in _counters:
+        _counters[key] = torch.zeros(1, dtype=torch.int32, device=device)
+    return _counters[key]
+
+
+def _launch(
+    part: Part,
+    size: int,
+    histogram: bool,
+    clip_out: Tensor | None = None,
+    max_norm: float = math.inf,
+    norm_kind: int = 2,
+) -> tuple[Tensor, Tensor | None]:
+    device = part.device
+    table = torch.empty((size + 1, NUM_COLUMNS), dtype=torch.float64, device=device)
+    bins = (
+        torch.empty((size + 1, HISTOGRAM_BINS), dtype=torch.int64, device=device)
+        if histogram
+        else None
+    )
+    if device.type == "cpu":
+        _native.moments(
+            part.tensors, table, bins, clip_out, max_norm, norm_kind, None, None,
+            torch.get_num_threads(),
+        )
+        return table, bins
+    n_bytes = _native.moments_workspace_bytes(part.tensors)
+    workspace = torch.empty(n_bytes, dtype=torch.uint8, device=device)
+    try:
+        _native.moments(
+            part.tensors, table, bins, clip_out, max_norm, norm_kind, workspace, _counter(device), 1
+        )
+    except RuntimeError as error:
+        raise CudaError(str(error)) from error
+    return table, bins
+
+
+def moments(batch: Batch, *, histogram: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Return the table of a batch and, where asked for, its histograms.
+
+    Returns:
+        fp64 of shape (size + 1, 12) in the columns of ``csrc/kernels.h``, the last row holding the
+        totals and a missing tensor's row being NaN; and `None` or int64 of shape (size + 1, 256).
+        Both on ``batch.device``. Does not synchronise, except where tensors lie on several devices
+        or on one without a kernel.
+    """
+    results = []
+    for part in batch.parts:
+        if part.native:
+            table, bins = _launch(part, batch.size, histogram)
+        else:
+            table, bins = _fallback.moments(part.objects, histogram)
+        _correct_sparse_rows(table, part.readable)
+        results.append((table, bins))
+    return results[0] if len(results) == 1 else _fallback.merge(results)
+
+
+def _correct_sparse_rows(table: Tensor, readable: dict[int, Readable]) -> None:
+    """Let rows and dead rows of a sparse tensor speak of the whole tensor, not of its values."""
+    for index, entry in readable.items():
+        if entry.rows is None:
+            continue
+        columns = slice(_fallback.ROWS, _fallback.DEAD_ROWS + 1)
+        right = torch.tensor([entry.rows, entry.dead_rows], dtype=torch.float64)
+        right = right.to(table.device)
+        table[-1, columns] += right - table[index, columns]
+        table[index, columns] = right
+
+
+def norm_and_coefficient(
+    batch: Batch, max_norm: float, norm_type: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the norm over all tensors of a batch and the factor that clips it to ``max_norm``.
+
+    Returns:
+        ``(norm, coefficient, table)``: fp64 of shapes () and (1,) on the first part's device (on
+        the CPU where that device has no kernel), and the table where one was made on the way.
+        Synchronises only where a device has no kernel.
+    """
+    part = batch.parts[0]
+    kind = NORM_KINDS.get(norm_type)
+    if kind is not None and len(batch.parts) == 1 and part.native:
+        clip_out = torch.empty(2, dtype=torch.float64, device=part.device)
+        table, _ = _launch(part, batch.size, False, clip_out, max_norm, kind)
+        return clip_out[0], clip_out[1:], table
+    device = part.device if part.native else torch.device("cpu")
+    tables = [
+        _launch(p, batch.size, False)[0] if p.native else _fallback.moments(p.objects, False)[0]
+        for p in batch.parts
+    ]
+    if kind is not None:
+        norm = _fallback.combined_norm([t[-1].to(device) for t in tables], kind)
+    else:
+        norms = [
+            _fallback.power_norms(p.objects, t, norm_type).to(device)
+            for p, t in zip(batch.parts, tables, strict=True)
+        ]
+        norm = _fallback.norm_of_norms(torch.cat(norms), norm_type)
+    return norm, _fallback.clip_coefficient(norm, max_norm), None
+
+
+def scale(batch: Batch, coefficient: Tensor, *, name_of: NameOf = describe_position) -> None:
+    """Multiply every tensor of a batch in place by a coefficient that lies on a device.
+
+    Args:
+        batch: Tensors; those that were replaced for reading are scaled where they are.
+        coefficient: fp64 of shape (1,), or (size,) for one coefficient a tensor. Where it is 1 or
+            NaN nothing is written; where it is 0 zeros are written, over NaN and Inf too.
+        name_of: Gives the name of the tensor at a position, for an error.
+
+    Raises:
+        ArgumentTypeError: A tensor overlaps itself in memory. No tensor is changed then.
+    """
+    per_tensor = coefficient.numel() != 1
+
+    def of(index: int) -> Tensor:
+        return coefficient[index] if per_tensor else coefficient[0]
+
+    _write(
+        batch,
+        name_of,
+        native=lambda part, tensors: _native.scale(
+            tensors, coefficient.to(part.device), per_tensor, torch.get_num_threads()
+        ),
+        other=lambda index, tensor: _fallback.scale_(tensor, of(index)),
+    )
+
+
+def clamp(batch: Batch, limit: float, *, name_of: NameOf = describe_position) -> None:
+    """Clamp every element of a batch in place to [-limit, limit]; NaN stays.
+
+    Raises:
+        ArgumentTypeError: A tensor is complex, or overlaps itself in memory. None is changed then.
+    """
+    for index, tensor in enumerate(batch.originals or []):
+        if tensor is not None and tensor.is_complex():
+            raise ArgumentTypeError(
+                f"clip_grad_value_ needs real gradients, got {tensor.dtype} for {name_of(index)}: "
+                "complex numbers have no order; use clip_grad_norm_"
+            )
+    _write(
+        batch,
+        name_of,
+        native=lambda _part, tensors: _native.clamp(tensors, limit, torch.get_num_threads()),
+        other=lambda _index, tensor: _fallback.clamp_(tensor, limit),
+    )
+
+
+def _write(
+    batch: Batch,
+    name_of: NameOf,
+    *,
+    native: Callable[[Part, Any], None],
+    other: Callable[[int, Tensor], None],
+) -> None:
+    """Change a batch in place: what the kernels read as it is by them, the rest by torch."""
+    if batch.originals is not None:
+        for index, tensor in enumerate(batch.originals):
+            if tensor is not None:
+                check_writable(tensor, name_of(index))
+    for part in batch.parts:
+        replaced = set(part.readable) if part.native else set(range(batch.size))
+        tensors = part.tensors
+        if part.native:
+            if replaced:
+                objects = [None if i in replaced else t for i, t in enumerate(part.objects)]
+                tensors = _native.TensorList(objects, False)
+            native(part, tensors)
+            torch.autograd.graph.increment_version([t for t in tensors.objects if t is not None])
+        for index in sorted(replaced):
+            original = batch.originals[index] if batch.originals is not None else None
+            if original is not None and part.objects[index] is not None:
+                with torch.no_grad():
+                    other(index, original)
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """What the compiled module is and what it found on this machine."""
+
+    cpu_variant: str
+    cpu_variant_reason: str
+    cpu_variants: list[tuple[str, bool]]
+    thread_source: str
+    threads: int
+    cuda_built: bool
+    cuda_reason: str
+    cuda_devices: int
+
+
+def kernel_config() -> KernelConfig:
+    """Return what runs the kernels here. Does not initialise CUDA in torch."""
+    devices, reason = _native.cuda_devices() if _native.cuda_is_built() else (0, "")
+    return KernelConfig(
+        cpu_variant=_native.cpu_variant(),
+        cpu_variant_reason=_native.cpu_variant_reason(),
+        cpu_variants=_native.cpu_variants(),
+        thread_source=_native.thread_source(),
+        threads=torch.get_num_threads(),
+        cuda_built=_native.cuda_is_built(),
+        cuda_reason=reason or _native.cuda_reason,
+        cuda_devices=devices,
+    )
+
+
+def use_cpu_variant(name: str) -> None:
+    """Run the named CPU variant from now on; an empty name returns to the default.
+
+    Raises:
+        ValueError: No such variant runs here.
+    """
+    _native.use_cpu_variant(name)

@@ -1,0 +1,185 @@
+"""torch.nn.utils' clipping functions, with one read of the gradients and the whole fp64 range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradstat import _kernels
+from gradstat.errors import ArgumentTypeError, ArgumentValueError, NonFiniteNormError
+from gradstat.stats import collect
+
+TensorOrTensors = Tensor | Iterable[Tensor]
+
+
+def clip_grad_norm_(
+    parameters: TensorOrTensors,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """Return the total norm of the gradients, and scale them in place so that it is ``max_norm``.
+
+    Every gradient is multiplied by ``c = min(1, max_norm / (total_norm + 1e-6))``; where ``c`` is 1
+    none is written. Signature and meaning are those of `torch.nn.utils.clip_grad_norm_`, with these
+    differences, all for the better:
+
+    - The norm is right over the whole range: no overflow above 1.8e19, no zero below 1e-23.
+    - A NaN norm leaves the gradients as they are (torch turns all of them into NaN), and so does
+      ``max_norm=inf`` whatever the norm.
+    - An Inf norm gives ``c = 0`` and zeros all gradients (torch turns Inf into NaN).
+
+    Args:
+        parameters: A parameter or an iterable of parameters; those without a gradient are passed
+            over. Any shapes, fp64, fp32, bf16, fp16 or complex, on any devices.
+        max_norm: The largest norm allowed, in the gradients' unit; ``inf`` only measures.
+        norm_type: Order of the norm; 1, 2 and ``inf`` are fused into one pass.
+        error_if_nonfinite: Raise where the norm is NaN or Inf. Synchronises.
+        foreach: Accepted for torch's sake and ignored: there is one implementation.
+
+    Returns:
+        The norm before clipping, shape (), fp64 where a gradient is fp64 and else fp32, on the
+        first gradient's device. Does not synchronise with a CUDA device unless
+        ``error_if_nonfinite``.
+
+    Raises:
+        ArgumentValueError: ``max_norm`` is NaN or negative, ``norm_type`` is NaN, or
+            ``parameters`` is a generator that yields nothing.
+        ArgumentTypeError: An item is no tensor, or a gradient overlaps itself in memory.
+        UnsupportedTensorError: A gradient holds no floating-point numbers in memory.
+        NonFiniteNormError: The norm is NaN or Inf and ``error_if_nonfinite``. No gradient is
+            changed then, nor by any other error.
+
+    Reference:
+        Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks, 2013,
+        arXiv:1211.5063, algorithm 1.
+    """
+    max_norm = _non_negative(max_norm, "max_norm", 'use float("inf") to disable clipping')
+    batch = _gather(parameters, "parameters", take_grad=True)
+    norm, coefficient = _measure(batch, max_norm, norm_type, error_if_nonfinite)
+    if coefficient.device.type != "cpu" or coefficient.item() < 1:
+        _kernels.scale(batch, coefficient, name_of=_name_of)
+    return norm
+
+
+def get_total_norm(
+    tensors: TensorOrTensors,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """Return the norm over all tensors, taken together as one vector.
+
+    Args:
+        tensors: A tensor or an iterable of tensors: gradients, not parameters. Any shapes, fp64,
+            fp32, bf16, fp16 or complex, on any devices.
+        norm_type: Order of the norm; 1, 2 and ``inf`` take one pass.
+        error_if_nonfinite: Raise where the norm is NaN or Inf. Synchronises.
+        foreach: Accepted for torch's sake and ignored.
+
+    Returns:
+        The norm, as from `clip_grad_norm_`; 0 where there are no tensors.
+
+    Raises:
+        ArgumentValueError: ``norm_type`` is NaN, or ``tensors`` is a generator that yields nothing.
+        ArgumentTypeError: An item is no tensor.
+        UnsupportedTensorError: A tensor holds no floating-point numbers in memory.
+        NonFiniteNormError: The norm is NaN or Inf and ``error_if_nonfinite``.
+    """
+    batch = _gather(tensors, "tensors", take_grad=False)
+    norm, _ = _measure(batch, math.inf, norm_type, error_if_nonfinite)
+    return norm
+
+
+def clip_grad_value_(
+    parameters: TensorOrTensors, clip_value: float, foreach: bool | None = None
+) -> None:
+    """Clamp every element of every gradient in place to [-clip_value, clip_value]. NaN stays NaN.
+
+    Args:
+        parameters: A parameter or an iterable of parameters with real gradients (fp64, fp32, bf16
+            or fp16); those without a gradient are passed over.
+        clip_value: The largest magnitude allowed, in the gradients' unit. It is rounded to the
+            gradient's dtype.
+        foreach: Accepted for torch's sake and ignored.
+
+    Does not synchronise.
+
+    Raises:
+        ArgumentValueError: ``clip_value`` is NaN or negative, or ``parameters`` is a generator that
+            yields nothing.
+        ArgumentTypeError: An item is no tensor, a gradient is complex or overlaps itself in memory.
+        UnsupportedTensorError: A gradient holds no floating-point numbers in memory.
+    """
+    limit = _non_negative(clip_value, "clip_value", 'use float("inf") to disable clipping')
+    batch = _gather(parameters, "parameters", take_grad=True)
+    if limit < math.inf:
+        _kernels.clamp(batch, limit, name_of=_name_of)
+
+
+def _gather(source: Any, argument: str, *, take_grad: bool) -> _kernels.Batch:
+    if isinstance(source, torch.nn.Module):
+        raise ArgumentTypeError(
+            f"{argument} must be tensors, got the module {type(source).__name__}; "
+            f"pass {argument}=module.parameters()"
+        )
+    _, items = collect(source, argument, unnamed="")
+    try:
+        return _kernels.gather(items, take_grad=take_grad, name_of=_name_of)
+    except _kernels.RepeatedError as error:
+        # A tied parameter has one gradient: it counts once and is scaled once.
+        later = set(error.positions)
+        kept = [item for index, item in enumerate(items) if index not in later]
+        return _kernels.gather(kept, take_grad=take_grad, name_of=_name_of)
+
+
+def _name_of(index: int) -> str:
+    return f"parameter {index}"
+
+
+def _non_negative(value: Any, argument: str, remedy: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentTypeError(
+            f"{argument} must be a number, got {type(value).__name__}; {remedy}"
+        ) from None
+    if not number >= 0:
+        raise ArgumentValueError(f"{argument} must be zero or positive, got {number}; {remedy}")
+    return number
+
+
+def _measure(
+    batch: _kernels.Batch, max_norm: float, norm_type: Any, error_if_nonfinite: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the norm in its public dtype and the fp64 coefficient; raise where asked to."""
+    try:
+        order = float(norm_type)
+    except (TypeError, ValueError):
+        raise ArgumentTypeError(
+            f"norm_type must be a number, got {norm_type!r}; use 2.0 or math.inf"
+        ) from None
+    if math.isnan(order):
+        raise ArgumentValueError("norm_type must not be NaN, got nan; use 2.0 or math.inf")
+    norm, coefficient, table = _kernels.norm_and_coefficient(batch, max_norm, order)
+    if error_if_nonfinite and not math.isfinite(norm.item()):
+        raise NonFiniteNormError(
+            f"the total norm of order {order} must be finite for error_if_nonfinite=True, got "
+            f"{norm.item()}{_culprits(table)}; no gradient was changed. Pass "
+            "error_if_nonfinite=False to go on, or skip the step"
+        )
+    return norm.to(batch.result_dtype), coefficient
+
+
+def _culprits(table: Tensor | None) -> str:
+    if table is None:
+        return ""
+    counts = table[:-1, 2:4].nan_to_num().sum(1)
+    bad = counts.nonzero().flatten().tolist()
+    shown = ", ".join(f"parameter {i}" for i in bad[:5]) + (", ..." if len(bad) > 5 else "")
+    return f" (NaN or Inf in {shown})" if bad else ""
