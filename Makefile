@@ -54,6 +54,7 @@ $(VENV)/bin/python:
 # pip only registers the source tree (it has no target to build and nothing to install): each of
 # its builds starts from nothing, while `module` keeps its build folder, and an edit costs one file.
 $(VENV)/.gradstat-%: setup.py pyproject.toml constraints-dev.txt | $(VENV)/bin/python
+	@python -m pip --version >/dev/null 2>&1 || python -m ensurepip
 	python -m pip install -c constraints-dev.txt \
 	  "scikit-build-core[setuptools]" setuptools pybind11 cmake ninja
 	SKBUILD_BUILD_TARGETS=help SKBUILD_INSTALL_COMPONENTS=none GRADSTAT_CUDA=OFF \

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -71,14 +72,19 @@ DERIVED_COLUMNS: tuple[Column, ...] = (
     Column("zero_fraction", "1", "zeros / numel", "share of elements that are exactly zero"),
     Column("dynamic_range", "1", "abs_max / abs_min", "largest over smallest non-zero magnitude"),
     Column("dead_row_fraction", "1", "dead_rows / rows", "share of rows that are all zero"),
+    Column(
+        "live_row_fraction",
+        "1",
+        "(rows - dead_rows) / rows",
+        "share of rows that are not: of a sparse embedding, the share of its words that were hit",
+    ),
 )
 
 COLUMNS = RAW_COLUMNS + DERIVED_COLUMNS
 COLUMN_NAMES = tuple(column.name for column in COLUMNS)
 NUM_RAW_COLUMNS = len(RAW_COLUMNS)
 
-NUMEL = 0
-L2 = 11
+NUMEL, NANS, INFS, L2 = 0, 2, 3, 11
 
 HISTOGRAM_BINS = 256
 
@@ -116,7 +122,8 @@ class StatRow:
     zero_fraction: float
     dynamic_range: float
     dead_row_fraction: float
-    histogram: NDArray[Any] | None = field(default=None, compare=False)
+    live_row_fraction: float
+    histogram: NDArray[Any] | None = field(default=None, compare=False, kw_only=True)
     """Shape (256,), int64 (float64 after division); None where it was not asked for."""
 
     def __repr__(self) -> str:
@@ -161,51 +168,60 @@ def derive(raw: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
             "zero_fraction": columns["zeros"] / numel,
             "dynamic_range": np.where(abs_min > 0.0, abs_max / abs_min, np.nan),
             "dead_row_fraction": columns["dead_rows"] / columns["rows"],
+            "live_row_fraction": (columns["rows"] - columns["dead_rows"]) / columns["rows"],
         }
     return columns
 
 
-@dataclass(frozen=True, slots=True)
 class HostCopy:
-    """What the first read leaves on the host. Every array ends with the row of totals."""
-
-    raw: NDArray[np.float64]
-    histogram: NDArray[Any] | None
-    columns: dict[str, NDArray[Any]]
-    present: NDArray[np.bool_]
-
-
-def read_to_host(data: Tensor, histogram: Tensor | None, averaged: bool) -> HostCopy:
-    """Return the rows and all their columns on the host, waiting for the device once.
+    """A table on the host, after one wait for the device. Every array ends with the totals.
 
     Args:
         data: Shape (n + 1, 12), float64, totals last.
         histogram: Shape (n + 1, 256), on the same device.
         averaged: Leave counts float, as they may be fractions.
     """
-    raw, *rest = _to_host([data] if histogram is None else [data, histogram])
-    missing = np.isnan(raw[:, NUMEL])
-    present = ~missing
-    present[-1] = present[:-1].any()
-    columns = derive(raw)
-    for column in COLUMNS:
-        if column.is_count:
-            counts = np.where(missing, 0.0, columns[column.name])
-            columns[column.name] = counts if averaged else counts.astype(np.int64)
-    for array in (raw, present, *rest, *columns.values()):
-        array.flags.writeable = False
-    return HostCopy(raw, rest[0] if rest else None, columns, present)
+
+    def __init__(self, data: Tensor, histogram: Tensor | None, averaged: bool) -> None:
+        arrays = [_read_only(array) for array in _to_host([data, histogram])]
+        self.raw: NDArray[np.float64] = arrays[0]
+        self.histogram: NDArray[Any] | None = arrays[1] if len(arrays) > 1 else None
+        self._averaged = averaged
+
+    @cached_property
+    def present(self) -> NDArray[np.bool_]:
+        """Whether each row has data; the totals have where any row has."""
+        present = ~np.isnan(self.raw[:, NUMEL])
+        present[-1] = present[:-1].any()
+        return _read_only(present)
+
+    @cached_property
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """All columns by name, counts as int64 (float64 in an average)."""
+        columns: dict[str, NDArray[Any]] = dict(derive(self.raw))
+        missing = np.isnan(self.raw[:, NUMEL])
+        for column in COLUMNS:
+            if column.is_count:
+                counts = np.where(missing, 0.0, columns[column.name])
+                columns[column.name] = counts if self._averaged else counts.astype(np.int64)
+        return {name: _read_only(values) for name, values in columns.items()}
 
 
-def _to_host(tensors: list[Tensor]) -> list[NDArray[Any]]:
-    """Return copies on the host, after one wait for all of them."""
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    array.flags.writeable = False
+    return array
+
+
+def _to_host(given: list[Tensor | None]) -> list[NDArray[Any]]:
+    """Return copies on the host of those that there are, after one wait for all of them."""
+    tensors = [tensor for tensor in given if tensor is not None]
     device = tensors[0].device
     if device.type == "cuda":
         with torch.cuda.device(device):
             if torch.cuda.is_current_stream_capturing():
                 raise CudaError(
                     "a table cannot be read while a CUDA graph is captured, because reading waits "
-                    "for the device; read it after the graph was replayed."
+                    "for the device; read it after the graph was replayed"
                 )
             pinned = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in tensors]
             for target, tensor in zip(pinned, tensors, strict=True):
@@ -260,6 +276,6 @@ def scale_raw(data: Tensor, factor: float, *, divide: bool) -> Tensor:
 def unknown_column(name: object) -> ArgumentValueError:
     """Return the error for a column name that does not exist."""
     return ArgumentValueError(
-        f"column must be one of {', '.join(COLUMN_NAMES)}; got {name!r}. "
-        "docs/statistics.md describes each."
+        f"column must be one of {', '.join(COLUMN_NAMES)}; got {name!r}; "
+        "docs/statistics.md describes each"
     )

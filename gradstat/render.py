@@ -49,7 +49,7 @@ def render(
     """Return the table as text without a final line break; see ``StatTable.render``."""
     lines = _lines(table, width, max_rows)
     if plain is None:
-        plain = not _terminal_has_colours()
+        plain = not terminal_has_colours()
     if plain:
         return "\n".join(line.text for line in lines)
     rich_console = import_optional("rich.console", purpose="render(plain=False)", install="rich")
@@ -68,15 +68,14 @@ def rich_text(table: StatTable, *, width: int | None = None, max_rows: int | Non
     return _as_rich_text(_lines(table, width, max_rows))
 
 
-def is_terminal() -> bool:
-    """Return whether stdout is a terminal that understands more than plain lines."""
-    return sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def _terminal_has_colours() -> bool:
+def terminal_has_colours() -> bool:
+    """Return whether rich is installed and stdout is a terminal that takes colours."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return False
     # https://no-color.org: any non-empty value asks for no colours.
-    wanted = is_terminal() and not os.environ.get("NO_COLOR")
-    return wanted and importlib.util.find_spec("rich") is not None
+    if os.environ.get("TERM") == "dumb" or os.environ.get("NO_COLOR"):
+        return False
+    return importlib.util.find_spec("rich") is not None
 
 
 def _as_rich_text(lines: list[_Line]) -> Any:
@@ -128,11 +127,7 @@ def _lines(table: StatTable, width: int | None, max_rows: int | None) -> list[_L
     lines.append(_Line("-" * len(header), "note"))
     lines.append(_Line(line("", "total", [column.text(total) for column in columns]), "total"))
     lines += [_Line(text, "note") for text in textwrap.wrap(_summary(table), width)]
-    if bad:
-        names = ", ".join(_elide(_printable(name), 40) for name in bad[:3])
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        text = f"! NaN or Inf in {_plural(len(bad), 'layer')}: {names}{more}"
-        lines += [_Line(part, "bad") for part in textwrap.wrap(text, width)]
+    lines += [_Line(text, "bad") for text in textwrap.wrap(_bad_note(bad), width)]
     return lines
 
 
@@ -141,7 +136,7 @@ def _visible(count: int, max_rows: int | None) -> tuple[int, int]:
     if max_rows is None or count <= max_rows:
         return count, 0
     if max_rows < 1:
-        raise ArgumentValueError(f"max_rows must be at least 1, got {max_rows}; use None for all.")
+        raise ArgumentValueError(f"max_rows must be at least 1, got {max_rows}; use None for all")
     return max_rows - max_rows // 2, max_rows // 2
 
 
@@ -151,11 +146,11 @@ def _fit(
     """Return the columns that fit into the width beside the names, and the width of the names."""
     columns = list(_COLUMNS)
     wanted = min(name_width, _COMFORTABLE_NAME)
-    # Where there is a NaN or Inf its count stays on screen; where there is none it goes first.
-    for title in _DROP_ORDER if bad else ("inf", "nan", *_DROP_ORDER):
+    # Counts of NaN and Inf go first where there is none, and last where there is one.
+    for titles in (*_DROP_ORDER, _NONFINITE) if bad else (_NONFINITE, *_DROP_ORDER):
         if _cells_width(columns, rows) + wanted <= width:
             break
-        columns = [column for column in columns if column.title != title]
+        columns = [column for column in columns if column.title not in titles]
     return columns, max(min(name_width, width - _cells_width(columns, rows)), _MIN_NAME)
 
 
@@ -171,6 +166,14 @@ def _cell_width(column: _Column, rows: list[StatRow]) -> int:
 def _hidden_note(table: StatTable, first: int, hidden: int) -> str:
     bad = int((table.column("nonfinite")[first : first + hidden] > 0).sum())
     return f"... {_plural(hidden, 'more layer')}" + (f", {bad} with NaN or Inf" if bad else "")
+
+
+def _bad_note(bad: list[str]) -> str:
+    if not bad:
+        return ""
+    names = ", ".join(_elide(_printable(name), 40) for name in bad[:3])
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    return f"! NaN or Inf in {_plural(len(bad), 'layer')}: {names}{more}"
 
 
 def _summary(table: StatTable) -> str:
@@ -232,10 +235,32 @@ def _elide_all(names: list[str], width: int) -> list[str]:
 
     "encoder.layers.11.attention.weight" differs from its neighbours in the number alone.
     """
+    prefix = _common_parents([name for name in names if len(name) > width])
+    if len(prefix) <= width // 3:
+        return _cut_all(names, width)
+    # Where a long prefix pushes the difference out of sight it goes first.
+    short = [name.removeprefix(prefix) if len(name) > width else name for name in names]
+    whole, shortened = _cut_all(names, width), _cut_all(short, width - 3)
+    if len(set(whole)) >= len(set(shortened)):
+        return whole
+    pairs = zip(names, shortened, strict=True)
+    return [f"...{label}" if len(name) > width else name for name, label in pairs]
+
+
+def _common_parents(names: list[str]) -> str:
+    """Return what all names begin with, up to a dot: the modules that all of them lie in."""
+    if not names:
+        return ""
+    parts = [name.split(".")[:-1] for name in (min(names), max(names))]
+    pairs = enumerate(zip(*parts, strict=False))
+    shared = next((i for i, (low, high) in pairs if low != high), min(map(len, parts)))
+    return "".join(f"{part}." for part in parts[0][:shared])
+
+
+def _cut_all(names: list[str], width: int) -> list[str]:
     middle = (width - 3) // 2
-    heads = sorted(range(1, width - 3), key=lambda head: abs(head - middle))
     best: list[str] = []
-    for head in heads:
+    for head in sorted(range(1, width - 3), key=lambda head: abs(head - middle)):
         labels = [_elide(name, width, head) for name in names]
         if len(set(labels)) > len(set(best)):
             best = labels
@@ -256,4 +281,5 @@ _COLUMNS: tuple[_Column, ...] = (
     _Column("nan", lambda row: _count(row.nans)),
     _Column("inf", lambda row: _count(row.infs)),
 )
-_DROP_ORDER = ("mean", "std", "numel", "rms", "dead rows", "max", "zeros")
+_NONFINITE = ("nan", "inf")
+_DROP_ORDER = (("mean",), ("std",), ("numel",), ("rms",), ("dead rows",), ("max",), ("zeros",))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from itertools import repeat
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,15 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstat import render
+from gradstat._table_file import read_table, write_table
 from gradstat.columns import (
     COLUMN_NAMES,
     HISTOGRAM_BINS,
+    INFS,
+    L2,
+    NANS,
     NUM_RAW_COLUMNS,
     HostCopy,
     StatRow,
     add_raw,
     histogram_edges,
-    read_to_host,
     scale_raw,
     unknown_column,
 )
@@ -38,10 +39,9 @@ from gradstat.errors import (
     import_optional,
 )
 
-Names = Sequence[str] | Callable[[], Sequence[str]]
+__all__ = ["Names", "StatRow", "StatTable"]
 
-_FILE_FORMAT = 1
-_FILE_KEY = "gradstat"
+Names = Sequence[str] | Callable[[], Sequence[str]]
 
 
 class StatTable:
@@ -99,13 +99,16 @@ class StatTable:
                 raise ArgumentValueError(
                     "histogram must have as many rows as data and lie on its device; got "
                     f"{histogram.shape[0]} rows on {histogram.device} for {data.shape[0]} rows on "
-                    f"{data.device}."
+                    f"{data.device}"
                 )
         if isinstance(names, str):
             raise ArgumentTypeError(
-                f"names must be a sequence of str, got the str {names!r}; use [{names!r}]."
+                f"names must be a sequence of str, got the str {names!r}; use [{names!r}]"
             )
-        self._names = names if callable(names) else _checked_names(names, data.shape[0] - 1)
+        if not callable(names):
+            names = tuple(names)
+            _check_names_length(names, data.shape[0] - 1)
+        self._names: Names = names
         self._data = data.detach() if data.requires_grad else data
         self._histogram = histogram
         self._kind = kind
@@ -118,9 +121,7 @@ class StatTable:
     @property
     def names(self) -> tuple[str, ...]:
         """Name of each row, in model order."""
-        if callable(self._names):
-            self._names = _checked_names(self._names(), len(self))
-        return self._names
+        return tuple(self._positions())
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -168,15 +169,15 @@ class StatTable:
     @property
     def total_norm(self) -> float:
         """L2 norm over all elements in torch's sense: NaN if any is NaN, else Inf if any is Inf."""
-        columns = self._read().columns
-        if columns["nans"][-1] > 0:
+        totals = self._read().raw[-1]
+        if totals[NANS] > 0:
             return float("nan")
-        return float("inf") if columns["infs"][-1] > 0 else self.finite_norm
+        return float("inf") if totals[INFS] > 0 else float(totals[L2])
 
     @property
     def finite_norm(self) -> float:
         """L2 norm over the finite elements; 0.0 where there are none."""
-        return float(self._read().columns["l2"][-1])
+        return float(self._read().raw[-1, L2])
 
     @property
     def total(self) -> StatRow:
@@ -220,7 +221,9 @@ class StatTable:
                 'use table["name"] or table[0].'
             ) from None
         if not -len(self) <= index < len(self):
-            raise LayerNotFoundError(f"index must be within the table's {len(self)} rows: {index}.")
+            raise LayerNotFoundError(
+                f"index must be within the table's {len(self)} rows, got {index}"
+            )
         index %= len(self)
         return self._row(index, self.names[index])
 
@@ -277,26 +280,12 @@ class StatTable:
             ArgumentValueError: Another suffix.
             MissingPackageError: ``.safetensors`` without the package.
         """
-        path, suffix = _checked_suffix(path)
-        safetensors = _import_safetensors("safetensors.numpy") if suffix == ".safetensors" else None
         host = self._read()
-        arrays: dict[str, Any] = {"data": host.raw}
+        arrays: dict[str, NDArray[Any]] = {"data": host.raw}
         if host.histogram is not None:
             arrays["histogram"] = host.histogram
-        header = json.dumps(
-            {
-                "format": _FILE_FORMAT,
-                "kind": self._kind,
-                "averaged": self._averaged,
-                "columns": COLUMN_NAMES[:NUM_RAW_COLUMNS],
-                "names": self.names,
-            }
-        )
-        if safetensors is not None:
-            path.write_bytes(safetensors.save(arrays, metadata={_FILE_KEY: header}))
-            return
-        with path.open("wb") as file:  # numpy appends .npz to a name that it does not know
-            np.savez_compressed(file, header=np.frombuffer(header.encode(), np.uint8), **arrays)
+        header = {"kind": self._kind, "averaged": self._averaged, "names": self.names}
+        write_table(path, header, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StatTable:
@@ -307,19 +296,13 @@ class StatTable:
             FileNotFoundError: There is no such file.
             MissingPackageError: ``.safetensors`` without the package.
         """
-        path, suffix = _checked_suffix(path)
-        try:
-            header, arrays = (_read_npz if suffix == ".npz" else _read_safetensors)(path)
+
+        def build(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> StatTable:
             histogram = arrays.get("histogram")
             names, kind, averaged = header["names"], header["kind"], header["averaged"]
             return cls._from_host(names, arrays["data"], histogram, kind, averaged)
-        except (OSError, ImportError):
-            raise
-        except Exception as error:  # numpy, zipfile, zlib, json and safetensors share no base
-            raise ArgumentValueError(
-                f"{path} must be a file that StatTable.save wrote; reading it failed: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+
+        return read_table(path, build)
 
     # ---- arithmetic ----
 
@@ -342,11 +325,11 @@ class StatTable:
         """
         window = list(tables)
         if not window:
-            raise ArgumentValueError("tables must hold at least one table, got none.")
+            raise ArgumentValueError("tables must hold at least one table, got none")
         for position, table in enumerate(window):
             if not isinstance(table, StatTable):
                 raise ArgumentTypeError(
-                    f"tables[{position}] must be a StatTable, got {type(table).__name__}."
+                    f"tables[{position}] must be a StatTable, got {type(table).__name__}"
                 )
         return reduce(operator.add, window) / len(window)
 
@@ -378,18 +361,21 @@ class StatTable:
 
     def _scaled(self, factor: Any, *, divide: bool) -> StatTable:
         if not isinstance(factor, Real):
-            return NotImplemented
+            raise ArgumentTypeError(
+                f"a table is weighted with a number, got {type(factor).__name__}"
+            )
         factor = float(factor)
         whole = not divide and factor.is_integer()
         if not 0.0 < factor < float("inf"):
             raise ArgumentValueError(
-                f"a table is weighted with a positive finite number, got {factor}."
+                f"a table is weighted with a positive finite number, got {factor}"
             )
         histogram = self._histogram
-        if histogram is not None:
-            histogram = (
-                histogram / factor if divide else histogram * (int(factor) if whole else factor)
-            )
+        if histogram is not None and whole:
+            histogram = histogram * int(factor)
+        elif histogram is not None:
+            histogram = histogram.double()
+            histogram = histogram / factor if divide else histogram * factor
         data = scale_raw(self._data, factor, divide=divide)
         return self._derived(data, histogram, self._averaged or not whole)
 
@@ -461,8 +447,12 @@ class StatTable:
         return StatTable(self._names, data, histogram, kind=self._kind, averaged=averaged)
 
     def _positions(self) -> dict[str, int]:
+        # Names are looked at when they are first needed: a training step that only measures must
+        # not pay for a thousand of them.
         if self._index is None:
-            self._index = {name: index for index, name in enumerate(self.names)}
+            names = tuple(self._names() if callable(self._names) else self._names)
+            _check_names_length(names, len(self))
+            self._index = _index_of(names)
         return self._index
 
     def _row(self, index: int, name: str) -> StatRow:
@@ -480,7 +470,7 @@ class StatTable:
     def _read(self) -> HostCopy:
         # Two threads that read first at once both copy and keep equal results: no lock is needed.
         if self._host is None:
-            self._host = read_to_host(self._data, self._histogram, self._averaged)
+            self._host = HostCopy(self._data, self._histogram, self._averaged)
         return self._host
 
 
@@ -490,40 +480,42 @@ def _check_tensor(
     if not isinstance(value, Tensor) or value.dtype not in dtypes:
         received = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise ArgumentTypeError(
-            f"{argument} must be a tensor of {' or '.join(map(str, dtypes))}, got {received}."
+            f"{argument} must be a tensor of {' or '.join(map(str, dtypes))}, got {received}"
         )
     if value.dim() != 2 or value.shape[1] != columns or value.shape[0] < 1:
         raise ArgumentValueError(
             f"{argument} must have shape (n + 1, {columns}), the last row holding the totals; "
-            f"got {tuple(value.shape)}."
+            f"got {tuple(value.shape)}"
         )
 
 
-def _checked_names(names: Sequence[str], count: int) -> tuple[str, ...]:
-    checked = tuple(names)
-    if len(checked) != count:
+def _check_names_length(names: tuple[str, ...], count: int) -> None:
+    if len(names) != count:
         raise ArgumentValueError(
-            f"names must have one entry per tensor: got {len(checked)} names for {count} tensors "
-            "(data has one row more, the totals)."
+            f"names must have one entry per tensor: got {len(names)} names for {count} tensors "
+            "(data has one row more, the totals)"
         )
-    for position, name in enumerate(checked):
+
+
+def _index_of(names: tuple[str, ...]) -> dict[str, int]:
+    index: dict[str, int] = {}
+    for position, name in enumerate(names):
         if not isinstance(name, str):
-            raise ArgumentTypeError(f"names[{position}] must be a str, got {type(name).__name__}.")
-    if len(set(checked)) != count:
-        double = next(name for position, name in enumerate(checked) if name in checked[:position])
-        raise ArgumentValueError(f"names must differ from each other, got {double!r} twice.")
-    return checked
+            raise ArgumentTypeError(f"names[{position}] must be a str, got {type(name).__name__}")
+        if index.setdefault(name, position) != position:
+            raise ArgumentValueError(f"names must differ from each other, got {name!r} twice")
+    return index
 
 
 def _check_same_rows(first: StatTable, second: StatTable) -> None:
-    remedy = "only tables of the same tensors can be added."
+    remedy = "only tables of the same tensors can be added"
     if first.kind != second.kind:
         raise ArgumentValueError(
             f"kinds must be equal: got {first.kind!r} and {second.kind!r}; {remedy}"
         )
     if (first.histogram_data is None) != (second.histogram_data is None):
         raise ArgumentValueError(
-            "either both tables or none must have a histogram; measure both with histogram=True."
+            "either both tables or none must have a histogram; measure both with histogram=True"
         )
     if first._names is second._names or first.names == second.names:
         return
@@ -538,36 +530,5 @@ def _check_same_rows(first: StatTable, second: StatTable) -> None:
 
 def _layer_not_found(name: str, names: Sequence[str]) -> LayerNotFoundError:
     close = difflib.get_close_matches(name, names, n=3) or names[:3]
-    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "the table is empty."
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "the table is empty"
     return LayerNotFoundError(f"the table has no row named {name!r}; {hint}")
-
-
-def _checked_suffix(path: str | os.PathLike[str]) -> tuple[Path, str]:
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in (".npz", ".safetensors"):
-        raise ArgumentValueError(f"path must end in .npz or .safetensors, got {str(path)!r}.")
-    return path, suffix
-
-
-def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {key: file[key] for key in file.files}
-    return _parse_header(arrays.pop("header").tobytes()), arrays
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    with _import_safetensors("safetensors").safe_open(path, framework="numpy") as file:
-        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        return _parse_header(file.metadata()[_FILE_KEY]), arrays
-
-
-def _parse_header(text: str | bytes) -> dict[str, Any]:
-    header: dict[str, Any] = json.loads(text)
-    if header["format"] != _FILE_FORMAT:
-        raise ValueError(f"it has format {header['format']}, this version reads {_FILE_FORMAT}")
-    return header
-
-
-def _import_safetensors(module: str) -> Any:
-    return import_optional(module, purpose="a .safetensors file", install="safetensors")
