@@ -2,9 +2,10 @@
 //
 // Numerics, for every kernel and device:
 //  - A moment is taken over the finite elements; NaN and Inf are counted apart.
-//  - Sums run in double (CUDA: fp32 over at most 8 neighbours, then double). For fp64 input the
-//    squares run in three ranges (Blue 1978), so that l2 neither underflows nor overflows.
-//    Relative error of abs_sum, sq_sum and l2, and error of sum relative to abs_sum: <= 1e-6.
+//  - Sums run in double (of 16-bit values, and on CUDA: in fp32 over at most 8 neighbours, then in
+//    double). For fp64 input the squares run in three ranges (Blue 1978), so that l2 neither
+//    underflows nor overflows. Relative error of abs_sum, sq_sum and l2, and error of sum relative
+//    to abs_sum: <= 1e-6. Where abs_sum leaves the range of fp64 it is Inf, and sum may be NaN.
 //  - A tensor is cut into chunks by its shape alone and chunks are merged in order, so a result
 //    does not depend on the number of threads or on timing: equal input, equal bits per device.
 //  - Subnormals count in full: flush-to-zero modes of the caller are suspended.
@@ -70,8 +71,9 @@ namespace cpu {
 void moments(const TensorRef* tensors, int64_t count, double* table, int64_t* histogram,
              const ClipRequest& clip, int threads);
 
-// tensor[i] *= coefficient[i * stride] (stride 0: one coefficient for all), rounded to the
-// tensor's dtype. A coefficient of 1 or NaN writes nothing; 0 writes zeros, over NaN and Inf too.
+// tensor[i] *= coefficient[i * stride] (stride 0: one coefficient for all). The product is taken in
+// double and rounded to the tensor's dtype, to 16 bits by way of fp32. A coefficient of 1 or NaN
+// writes nothing; 0 writes zeros, over NaN and Inf too.
 void scale(const TensorRef* tensors, int64_t count, const double* coefficient, int64_t stride,
            int threads);
 

@@ -79,10 +79,10 @@ GRADSTAT_HD static inline Chunk chunk_at(const ChunkPlan& plan, int64_t numel, i
 
 // Squares of fp64 magnitudes are summed in three ranges, each scaled by an exact power of two
 // (Blue 1978, doi:10.1145/355769.355771). Other dtypes fit the middle one: their squares reach from
-// 2^-298 (the smallest fp32 subnormal) to 2^256.
+// 2^-298 (the smallest fp32 subnormal) to 2^256. The squares of 2^64 elements fit each range.
 enum Range : int { kSmall, kMiddle, kLarge, kNumRanges };
 constexpr double kSmallBelow = 0x1p-450;
-constexpr double kLargeFrom = 0x1p+500;
+constexpr double kLargeFrom = 0x1p+480;
 constexpr double kSmallScale = 0x1p+600;
 constexpr double kLargeScale = 0x1p-600;
 

@@ -194,10 +194,11 @@ bool TensorList::read(PyObject* object, TensorRef* ref) {
   }
   if (tensor.device_type != dlpack::kCpu && tensor.device_type != dlpack::kCuda) return false;
   if (!dtype_of(tensor, &ref->dtype)) return false;
-  const bool contiguous = is_contiguous(tensor);
-  if (!contiguous && !is_dense(tensor)) return false;
   int64_t numel = 1;
   for (int32_t dim = 0; dim < tensor.ndim; ++dim) numel *= tensor.shape[dim];
+  // The strides of a tensor without elements say nothing.
+  const bool contiguous = numel == 0 || is_contiguous(tensor);
+  if (!contiguous && !is_dense(tensor)) return false;
   if (may_be_neg(numel, take_grad_, refs_.size()) && is_neg(object)) return false;
   if (device_type_ < 0) {
     device_type_ = tensor.device_type;

@@ -17,9 +17,7 @@ _EPSILON = 1e-6
 """Guard of the clip coefficient's division, as in torch.nn.utils.clip_grad_norm_."""
 
 
-def moments(
-    tensors: Sequence[Tensor | None], histogram: bool
-) -> tuple[Tensor, Tensor | None]:
+def moments(tensors: Sequence[Tensor | None], histogram: bool) -> tuple[Tensor, Tensor | None]:
     """Return table and histograms as `gradstat._kernels.moments` does, on the CPU. Synchronises."""
     table = torch.full((len(tensors) + 1, 12), math.nan, dtype=torch.float64)
     bins = torch.zeros((len(tensors) + 1, _BINS), dtype=torch.int64) if histogram else None
@@ -27,9 +25,8 @@ def moments(
         if tensor is None:
             continue
         # fp64 where the device has it; Apple's does not, and shares its memory with the CPU anyway.
-        wide = tensor.detach().to("cpu").double() if tensor.device.type == "mps" else (
-            tensor.detach().double()
-        )
+        tensor = tensor.cpu() if tensor.device.type == "mps" else tensor  # noqa: PLW2901
+        wide = tensor.detach().double()
         table[index] = _row(wide)
         if bins is not None:
             bins[index] = _histogram(wide)
@@ -114,7 +111,7 @@ def power_norms(tensors: Sequence[Tensor | None], table: Tensor, order: float) -
     """
     norms = []
     for index, tensor in enumerate(tensors):
-        if tensor is None:
+        if tensor is None or tensor.numel() == 0:  # torch has no negative order of nothing
             continue
         if tensor.device.type == "mps":
             tensor = tensor.cpu()  # noqa: PLW2901
@@ -133,7 +130,8 @@ def norm_of_norms(norms: Tensor, order: float) -> Tensor:
     largest = norms.max()
     usable = (largest > 0) & (largest < math.inf) & (order != 0)
     scale = torch.where(usable, largest, 1.0)
-    return torch.linalg.vector_norm(norms / scale, order) * scale
+    norm: Tensor = torch.linalg.vector_norm(norms / scale, order) * scale
+    return norm
 
 
 def clip_coefficient(norm: Tensor, max_norm: float) -> Tensor:
@@ -149,15 +147,20 @@ def scale_(tensor: Tensor, coefficient: Tensor) -> None:
     if tensor.layout is not torch.strided:
         values = tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
         return scale_(values, coefficient)
-    coefficient = coefficient.to(tensor.device)
-    factor = torch.where(coefficient.isnan(), 1.0, coefficient)
-    real = torch.view_as_real(tensor) if tensor.is_complex() and not tensor.is_conj() else tensor
-    real.copy_(torch.where(factor == 0, torch.zeros_like(real), (real * factor).to(real.dtype)))
+    # As in the kernels the product is taken in fp64; on Apple's device, which has none, in fp32.
+    wide = torch.float32 if tensor.device.type == "mps" else torch.float64
+    factor = torch.where(coefficient.isnan(), 1.0, coefficient).to(wide).to(tensor.device)
+    # Conjugation leaves the products of the parts as they are, and its view is not a real one.
+    plain = tensor.conj() if tensor.is_conj() else tensor
+    real = torch.view_as_real(plain) if plain.is_complex() else plain
+    real.copy_(torch.where(factor == 0, 0.0, real.to(wide) * factor))
     return None
 
 
 def clamp_(tensor: Tensor, limit: float) -> None:
     """Clamp in place to [-limit, limit]; NaN stays."""
+    if tensor.layout is torch.sparse_coo and not tensor.is_coalesced():
+        tensor.copy_(tensor.coalesce())  # an element is the sum of its entries
     if tensor.layout is not torch.strided:
         values = tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
         return clamp_(values, limit)

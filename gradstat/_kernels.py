@@ -64,7 +64,8 @@ class Part:
     @property
     def objects(self) -> list[Tensor | None]:
         """The tensors that are read, `None` where there is none."""
-        return self.tensors.objects if self.native else self.tensors
+        objects: list[Tensor | None] = self.tensors.objects if self.native else self.tensors
+        return objects
 
 
 @dataclass
@@ -123,10 +124,14 @@ def gather(
     """
     tensors = _native.TensorList(items, take_grad)
     if take_grad and tensors.repeated:
-        raise RepeatedError(tensors.repeated)
+        # None, a gradient that is missing, may stand anywhere and often.
+        repeated = [index for index in tensors.repeated if items[index] is not None]
+        if repeated:
+            raise RepeatedError(repeated)
     if not tensors.irregular:
-        kind = "cuda" if tensors.on_cuda else "cpu"
-        device = torch.device(kind, tensors.device_index if kind == "cuda" else None)
+        device = torch.device("cpu")
+        if tensors.on_cuda:
+            device = torch.device("cuda", tensors.device_index)
         if _kernel_device(device):
             dtype = torch.float64 if tensors.has_f64 else torch.float32
             return Batch([Part(device, tensors, {})], len(tensors), None, dtype)
@@ -136,9 +141,7 @@ def gather(
     for index, tensor in enumerate(originals):
         if tensor is None:
             continue
-        readable = (
-            make_readable(tensor, name_of(index)) if index in suspects else Readable(tensor)
-        )
+        readable = make_readable(tensor, name_of(index)) if index in suspects else Readable(tensor)
         by_device.setdefault(readable.tensor.device, {})[index] = readable
     parts = []
     for device, chosen in by_device.items():
@@ -149,8 +152,9 @@ def gather(
         native = _kernel_device(device)
         if not native:
             _warn_fallback(device)
-        parts.append(Part(device, _native.TensorList(objects, False) if native else objects,
-                          replaced))
+        parts.append(
+            Part(device, _native.TensorList(objects, False) if native else objects, replaced)
+        )
     if not parts:
         parts = [Part(torch.device("cpu"), _native.TensorList(originals, False), {})]
     wide = any(t is not None and t.dtype in _WIDE_DTYPES for t in originals)
@@ -163,7 +167,7 @@ def _warn_fallback(device: torch.device) -> None:
         "operations, with equal results but more slowly; gradstat.show_config() says why. To "
         'silence: warnings.filterwarnings("ignore", message="gradstat has no kernel")',
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=5,  # the caller of grad_stats, clip_grad_norm_ and the like
     )
 
 
@@ -199,7 +203,14 @@ def _launch(
     )
     if device.type == "cpu":
         _native.moments(
-            part.tensors, table, bins, clip_out, max_norm, norm_kind, None, None,
+            part.tensors,
+            table,
+            bins,
+            clip_out,
+            max_norm,
+            norm_kind,
+            None,
+            None,
             torch.get_num_threads(),
         )
         return table, bins

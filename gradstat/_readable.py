@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from gradstat.errors import ArgumentTypeError, UnsupportedTensorError
 
@@ -50,9 +51,10 @@ def make_readable(tensor: Any, name: str) -> Readable:
         if tensor.layout is torch._mkldnn:  # type: ignore[attr-defined]
             return Readable(_dense(tensor.to_dense(), name))
         coo = (tensor if tensor.layout is torch.sparse_coo else tensor.to_sparse()).coalesce()
+        if coo.sparse_dim() == 0:  # no dimension has indices: a dense tensor in disguise
+            return Readable(_dense(coo.to_dense(), name))
         values = _dense(coo.values(), name)
-        rows = coo.size(0) if coo.dim() > 0 else 1
-        stored = coo.indices()[0] if coo.sparse_dim() > 0 else torch.zeros(0)
+        rows, stored = coo.size(0), coo.indices()[0]
         non_zero = values != 0 if values.dim() == 1 else (values != 0).flatten(1).any(1)
         return Readable(values, rows, rows - int(stored[non_zero].unique().numel()))
 
@@ -60,12 +62,15 @@ def make_readable(tensor: Any, name: str) -> Readable:
 def _refuse_without_memory(tensor: Tensor, name: str) -> None:
     what, remedy = "", ""
     kind = type(tensor).__name__
-    if tensor.is_meta:
+    if is_lazy(tensor):
+        what = f"an {kind}, whose shape is not known yet"
+        remedy = "run one batch through the model first"
+    elif tensor.is_meta:
         what, remedy = "a meta tensor", "materialise it first, for example with to_empty()"
     elif hasattr(tensor, "to_local"):
         what = f"a {kind}, which is spread over ranks"
         remedy = "pass tensor.to_local() for this rank's share"
-    elif type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # type: ignore[attr-defined]
+    elif type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         what = f"a {kind}, a tensor subclass that need not have memory of its own"
         remedy = "pass the plain tensor that it wraps"
     elif torch._C._functorch.is_functorch_wrapped_tensor(tensor):
@@ -79,6 +84,9 @@ def _refuse_without_memory(tensor: Tensor, name: str) -> None:
         what, remedy = f"dtype {tensor.dtype}", "pass tensor.float()"
     elif not tensor.is_complex() and tensor.dtype not in READABLE_DTYPES:
         what, remedy = f"dtype {tensor.dtype}", "pass tensor.to(torch.float32)"
+    elif tensor.layout is torch.strided and tensor.numel() > 0 and tensor.data_ptr() == 0:
+        what = "a tensor without memory (its storage was freed, or torch only stands in zeros)"
+        remedy = "measure it while its storage is there, or pass tensor.clone()"
     if what:
         accepted = "fp64, fp32, bf16, fp16 or complex numbers in memory"
         raise UnsupportedTensorError(

@@ -37,12 +37,12 @@ def write_table(path: str | os.PathLike[str], header: Header, arrays: Arrays) ->
         path.write_bytes(data)
         return
     with path.open("wb") as file:  # numpy appends .npz to a name that it does not know
-        np.savez_compressed(file, header=np.frombuffer(text.encode(), np.uint8), **arrays)
+        # Typed loosely: the stub takes any keyword for its one option.
+        members: dict[str, Any] = {"header": np.frombuffer(text.encode(), np.uint8), **arrays}
+        np.savez_compressed(file, **members)
 
 
-def read_table(
-    path: str | os.PathLike[str], build: Callable[[Header, Arrays], BuiltT]
-) -> BuiltT:
+def read_table(path: str | os.PathLike[str], build: Callable[[Header, Arrays], BuiltT]) -> BuiltT:
     """Return what ``build`` makes of a file's header and arrays.
 
     Raises:

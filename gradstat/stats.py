@@ -16,7 +16,11 @@ from gradstat.table import StatTable
 Names = Sequence[str] | Callable[[], Sequence[str]]
 
 ParameterSource = (
-    torch.nn.Module | Tensor | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Mapping[str, Tensor]
+    torch.nn.Module
+    | Tensor
+    | Iterable[Tensor]
+    | Iterable[tuple[str, Tensor]]
+    | Mapping[str, Tensor]
 )
 """What parameters can be given as."""
 
@@ -43,7 +47,8 @@ def grad_stats(model_or_params: ParameterSource, *, histogram: bool = False) -> 
 
     Raises:
         ArgumentTypeError: An item is no tensor, or names and bare parameters are mixed.
-        ArgumentValueError: A name stands twice, or a generator has nothing left to give.
+        ArgumentValueError: A generator has nothing left to give; or, found where the names are
+            first looked at, a name stands twice.
         UnsupportedTensorError: A gradient holds no floating-point numbers in memory.
 
     Example:
@@ -87,7 +92,8 @@ def tensor_stats(
 
     Raises:
         ArgumentTypeError: An item is no tensor, or names and bare tensors are mixed.
-        ArgumentValueError: ``names`` has another length than ``tensors``, or a name stands twice.
+        ArgumentValueError: ``names`` has another length than ``tensors``; or, found where the names
+            are first looked at, a name stands twice.
         UnsupportedTensorError: A tensor holds no floating-point numbers in memory.
 
     Example:
@@ -99,6 +105,10 @@ def tensor_stats(
             raise ArgumentValueError(
                 "names must be left out where tensors brings names of its own (a module, a dict or "
                 "pairs), got both; pass list(tensors.values()) with names, or tensors alone"
+            )
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise ArgumentTypeError(
+                f"names must be a sequence of str, got {names!r}; pass for example names=['a', 'b']"
             )
         own_names = list(names)
         if len(own_names) != len(items):

@@ -6,6 +6,7 @@
 
 #include "chunks.h"
 #include "dispatch.h"
+#include "subnormals.h"
 
 namespace gradstat::cpu {
 namespace {
@@ -124,6 +125,7 @@ void add_histogram(const uint32_t* from, int64_t* tensor, int64_t* totals) {
 
 void moments(const TensorRef* tensors, int64_t count, double* table, int64_t* histogram,
              const ClipRequest& clip, int threads) {
+  const SubnormalsOn subnormals_on;  // merging and finalising meet them too
   const Kernels& kernels = *variant().kernels;
   if (histogram != nullptr) {
     const auto bins = static_cast<size_t>(count + 1) * kHistogramBins;

@@ -1,14 +1,24 @@
-// The loop of `moments`, written once and compiled per instruction set: a variant_*.cpp includes its
-// simd_*.h, defines GRADSTAT_VARIANT as the namespace, and includes this file.
+// The loop of `moments`, written once and compiled per instruction set: a variant_*.cpp includes
+// its simd_*.h, defines GRADSTAT_VARIANT as the namespace, and includes this file.
 //
 // A block of kBlock elements first runs without a thought for NaN and Inf. If one shows up (or an
 // fp64 block leaves the range whose squares a double holds), the block's results are dropped and
-// the block, still in the L1 cache, runs again with care. So each gradient is read from memory once.
+// the block, still in the L1 cache, runs again with care. So each gradient is read from memory
+// once.
 
 namespace gradstat::GRADSTAT_VARIANT {
 namespace {
 
 constexpr int64_t kBlock = 4096;
+// How far ahead of the loop memory is asked for. Without it the arithmetic and the wait for memory
+// add up: 128 MB of fp32 on one core took 12.6 ms, with it 11.6, as long as torch.sum (bf16: 2.3
+// and 1.9 ms for 64 MB). 4 KB gained half of that, 16 KB no more.
+constexpr int64_t kPrefetchBytes = 8192;
+
+inline void prefetch_ahead(const void* at) {
+  __builtin_prefetch(static_cast<const char*>(at) + kPrefetchBytes);
+}
+
 constexpr uint32_t kMagnitudeMask = 0x7fffffffu;
 constexpr uint32_t kInfinityBits = 0x7f800000u;
 
@@ -67,8 +77,7 @@ inline void step(U bits, Lanes32* lanes, Block32* block) {
     magnitude = keep_below_u32(magnitude, magnitude, infinity);
   }
   block->max_bits = max_u32(block->max_bits, magnitude);
-  block->min_bits_less_1 =
-      min_u32(block->min_bits_less_1, sub_u32(magnitude, splat_u32(1)));
+  block->min_bits_less_1 = min_u32(block->min_bits_less_1, sub_u32(magnitude, splat_u32(1)));
   const D low = low_f64(bits);
   const D high = high_f64(bits);
   lanes->sum[0] = add_f64(lanes->sum[0], low);
@@ -103,6 +112,7 @@ inline int64_t run_groups(const uint16_t* at, int64_t n, Lanes32* lanes, Block32
     U sq_sum = splat_u32(0);
     for (int load = 0; load < kLoads; ++load) {
       const U raw = load_u16(at + i + load * 2 * kLanes);
+      prefetch_ahead(at + i + load * 2 * kLanes);
       const U magnitude = and_u32(raw, splat_u16(0x7fff));
       max_bits = max_u16(max_bits, magnitude);
       min_bits_less_1 = min_u16(min_bits_less_1, sub_u16(magnitude, splat_u16(1)));
@@ -173,10 +183,12 @@ struct BF16 {
 
 // Steps over n elements. Missing ones of the last step are zeros; the caller takes them off.
 template <class Type, bool kCareful>
-inline void run_steps(const typename Type::Element* at, int64_t n, Lanes32* lanes,
-                      Block32* block) {
+inline void run_steps(const typename Type::Element* at, int64_t n, Lanes32* lanes, Block32* block) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) step<kCareful>(Type::load(at + i), lanes, block);
+  for (; i + kLanes <= n; i += kLanes) {
+    prefetch_ahead(at + i);
+    step<kCareful>(Type::load(at + i), lanes, block);
+  }
   if (i < n) {
     typename Type::Element tail[kLanes] = {};
     memcpy(tail, at + i, static_cast<size_t>(n - i) * sizeof *at);
@@ -294,6 +306,7 @@ inline void run_block(const double* at, int64_t n, Range range, Lanes64* lanes, 
   D sq_sum = lanes->sq_sum[range];
   int64_t i = 0;
   for (; i + kStep <= n; i += kStep) {
+    prefetch_ahead(at + i);
     step<kCareful>(load_f64(at + i), scale, lanes, &sq_sum, block);
   }
   if (i < n) {

@@ -17,34 +17,11 @@
 
 #include <cstring>
 #endif
-#if defined(__SSE__)
-#include <xmmintrin.h>
-#endif
+
+#include "subnormals.h"
 
 namespace gradstat::cpu {
 namespace {
-
-// Clears flush-to-zero and denormals-are-zero for its lifetime.
-class SubnormalsOn {
- public:
-#if defined(__SSE__)
-  SubnormalsOn() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ & ~0x8040u); }
-  ~SubnormalsOn() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#elif defined(__aarch64__)
-  SubnormalsOn() {
-    asm volatile("mrs %0, fpcr" : "=r"(saved_));
-    const uint64_t on = saved_ & ~(uint64_t{1} << 24 | uint64_t{1} << 19);
-    asm volatile("msr fpcr, %0" : : "r"(on));
-  }
-  ~SubnormalsOn() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
-
- private:
-  uint64_t saved_;
-#endif
-};
 
 // libgomp's entry point; LLVM's and Intel's runtimes export it as well.
 using GompParallel = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);

@@ -40,8 +40,8 @@ inline uint32_t half_to_bits(uint16_t half) {
   return sign | as_bits(as_float(magnitude) * 0x1p+112f);
 }
 
-// Single to half, to nearest even. Adding 2^(e + 13) for a value of exponent e (at least the
-// smallest normal half's) makes the adder round at the half's last bit.
+// Single to half, to nearest even. Below the smallest normal half, adding 0.5f makes the adder round
+// at the last bit of a subnormal half, 2^-24; above, half a last bit (less one, if even) is added.
 inline uint16_t bits_to_half(uint32_t bits) {
   const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
   const uint32_t magnitude = bits & 0x7fffffffu;

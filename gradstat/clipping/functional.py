@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -60,10 +60,10 @@ def clip_grad_norm_(
         arXiv:1211.5063, algorithm 1.
     """
     max_norm = _non_negative(max_norm, "max_norm", 'use float("inf") to disable clipping')
-    batch = _gather(parameters, "parameters", take_grad=True)
-    norm, coefficient = _measure(batch, max_norm, norm_type, error_if_nonfinite)
+    batch, name_of = _gather(parameters, "parameters", take_grad=True)
+    norm, coefficient = _measure(batch, name_of, max_norm, norm_type, error_if_nonfinite)
     if coefficient.device.type != "cpu" or coefficient.item() < 1:
-        _kernels.scale(batch, coefficient, name_of=_name_of)
+        _kernels.scale(batch, coefficient, name_of=name_of)
     return norm
 
 
@@ -91,8 +91,8 @@ def get_total_norm(
         UnsupportedTensorError: A tensor holds no floating-point numbers in memory.
         NonFiniteNormError: The norm is NaN or Inf and ``error_if_nonfinite``.
     """
-    batch = _gather(tensors, "tensors", take_grad=False)
-    norm, _ = _measure(batch, math.inf, norm_type, error_if_nonfinite)
+    batch, name_of = _gather(tensors, "tensors", take_grad=False)
+    norm, _ = _measure(batch, name_of, math.inf, norm_type, error_if_nonfinite)
     return norm
 
 
@@ -117,29 +117,36 @@ def clip_grad_value_(
         UnsupportedTensorError: A gradient holds no floating-point numbers in memory.
     """
     limit = _non_negative(clip_value, "clip_value", 'use float("inf") to disable clipping')
-    batch = _gather(parameters, "parameters", take_grad=True)
+    batch, name_of = _gather(parameters, "parameters", take_grad=True)
     if limit < math.inf:
-        _kernels.clamp(batch, limit, name_of=_name_of)
+        _kernels.clamp(batch, limit, name_of=name_of)
 
 
-def _gather(source: Any, argument: str, *, take_grad: bool) -> _kernels.Batch:
+def _gather(
+    source: Any, argument: str, *, take_grad: bool
+) -> tuple[_kernels.Batch, _kernels.NameOf]:
+    """Return the batch, and how an error names the tensor at a position of it."""
     if isinstance(source, torch.nn.Module):
+        remedy = "module.parameters()"
+        if not take_grad:
+            remedy = f"[p.grad for p in {remedy} if p.grad is not None]"
         raise ArgumentTypeError(
-            f"{argument} must be tensors, got the module {type(source).__name__}; "
-            f"pass {argument}=module.parameters()"
+            f"{argument} must be tensors, got the module {type(source).__name__}; pass {remedy}"
         )
-    _, items = collect(source, argument, unnamed="")
+    names, items = collect(source, argument, unnamed="parameter " if take_grad else "tensor ")
+    positions: Sequence[int] = range(len(items))
+
+    def name_of(index: int) -> str:
+        position = positions[index]
+        return names()[position] if callable(names) else repr(names[position])
+
     try:
-        return _kernels.gather(items, take_grad=take_grad, name_of=_name_of)
+        return _kernels.gather(items, take_grad=take_grad, name_of=name_of), name_of
     except _kernels.RepeatedError as error:
         # A tied parameter has one gradient: it counts once and is scaled once.
-        later = set(error.positions)
-        kept = [item for index, item in enumerate(items) if index not in later]
-        return _kernels.gather(kept, take_grad=take_grad, name_of=_name_of)
-
-
-def _name_of(index: int) -> str:
-    return f"parameter {index}"
+        positions = sorted(set(positions) - set(error.positions))
+        kept = [items[position] for position in positions]
+        return _kernels.gather(kept, take_grad=take_grad, name_of=name_of), name_of
 
 
 def _non_negative(value: Any, argument: str, remedy: str) -> float:
@@ -155,7 +162,11 @@ def _non_negative(value: Any, argument: str, remedy: str) -> float:
 
 
 def _measure(
-    batch: _kernels.Batch, max_norm: float, norm_type: Any, error_if_nonfinite: bool
+    batch: _kernels.Batch,
+    name_of: _kernels.NameOf,
+    max_norm: float,
+    norm_type: Any,
+    error_if_nonfinite: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the norm in its public dtype and the fp64 coefficient; raise where asked to."""
     try:
@@ -170,16 +181,16 @@ def _measure(
     if error_if_nonfinite and not math.isfinite(norm.item()):
         raise NonFiniteNormError(
             f"the total norm of order {order} must be finite for error_if_nonfinite=True, got "
-            f"{norm.item()}{_culprits(table)}; no gradient was changed. Pass "
+            f"{norm.item()}{_culprits(table, name_of)}; no gradient was changed. Pass "
             "error_if_nonfinite=False to go on, or skip the step"
         )
     return norm.to(batch.result_dtype), coefficient
 
 
-def _culprits(table: Tensor | None) -> str:
+def _culprits(table: Tensor | None, name_of: _kernels.NameOf) -> str:
     if table is None:
         return ""
     counts = table[:-1, 2:4].nan_to_num().sum(1)
     bad = counts.nonzero().flatten().tolist()
-    shown = ", ".join(f"parameter {i}" for i in bad[:5]) + (", ..." if len(bad) > 5 else "")
+    shown = ", ".join(map(name_of, bad[:5])) + (", ..." if len(bad) > 5 else "")
     return f" (NaN or Inf in {shown})" if bad else ""
