@@ -32,8 +32,7 @@ void moments(const TensorList& tensors, const py::object& table, const py::objec
   const int64_t rows = tensors.size() + 1;
   const auto output = [&](const py::object& tensor, const char* name, uint8_t code, uint8_t bits,
                           int64_t at_least) -> void* {
-    return tensor.is_none() ? nullptr
-                            : output_memory(tensor, name, tensors, code, bits, at_least);
+    return tensor.is_none() ? nullptr : output_memory(tensor, name, tensors, code, bits, at_least);
   };
   auto* table_at = static_cast<double*>(
       output_memory(table, "table", tensors, dlpack::kFloat, 64, rows * kNumColumns));
@@ -48,9 +47,8 @@ void moments(const TensorList& tensors, const py::object& table, const py::objec
     cpu::moments(refs, tensors.size(), table_at, histogram_at, clip, threads);
     return;
   }
-  void* workspace_at =
-      output_memory(workspace, "workspace", tensors, kUInt, 8,
-                    cuda::moments_workspace_bytes(refs, tensors.size()));
+  void* workspace_at = output_memory(workspace, "workspace", tensors, kUInt, 8,
+                                     cuda::moments_workspace_bytes(refs, tensors.size()));
   auto* counter_at =
       static_cast<uint32_t*>(output_memory(counter, "counter", tensors, kInt, 32, 1));
   void* stream = tensors.current_stream();
@@ -64,12 +62,10 @@ int64_t moments_workspace_bytes(const TensorList& tensors) {
                            : 0;
 }
 
-void scale(const TensorList& tensors, const py::object& coefficient, bool per_tensor,
-           int threads) {
+void scale(const TensorList& tensors, const py::object& coefficient, bool per_tensor, int threads) {
   require_regular(tensors);
-  const auto* coefficient_at = static_cast<const double*>(
-      output_memory(coefficient, "coefficient", tensors, dlpack::kFloat, 64,
-                    per_tensor ? tensors.size() : 1));
+  const auto* coefficient_at = static_cast<const double*>(output_memory(
+      coefficient, "coefficient", tensors, dlpack::kFloat, 64, per_tensor ? tensors.size() : 1));
   const int64_t stride = per_tensor ? 1 : 0;
   void* stream = tensors.current_stream();
   const py::gil_scoped_release no_gil;
@@ -115,7 +111,8 @@ PYBIND11_MODULE(_native, module) {
   module.doc() = "Compiled kernels of gradstat; gradstat._kernels is the only importer.";
 
   py::class_<TensorList>(module, "TensorList")
-      .def(py::init<const py::sequence&, bool>(), py::arg("tensors"), py::arg("take_grad"))
+      .def(py::init<const py::sequence&, bool, bool>(), py::arg("tensors"), py::arg("take_grad"),
+           py::arg("or_itself") = false)
       .def("__len__", &TensorList::size)
       .def_property_readonly("irregular", &TensorList::irregular)
       .def_property_readonly("repeated", &TensorList::repeated)

@@ -94,8 +94,7 @@ int64_t moments_workspace_bytes(const TensorRef* tensors, int64_t count);
 // hold 0 again when the work is done, so one counter serves all calls that follow each other on
 // one stream.
 void moments(const TensorRef* tensors, int64_t count, double* table, int64_t* histogram,
-             const ClipRequest& clip, void* workspace, uint32_t* counter, int device,
-             void* stream);
+             const ClipRequest& clip, void* workspace, uint32_t* counter, int device, void* stream);
 
 void scale(const TensorRef* tensors, int64_t count, const double* coefficient, int64_t stride,
            int device, void* stream);

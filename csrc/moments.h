@@ -166,8 +166,9 @@ GRADSTAT_HD static inline void write_missing_row(double* row) {
 GRADSTAT_HD static inline double norm_of(const Moments& totals, NormKind kind) {
   if (totals.nans > 0) return NAN;
   if (totals.infs > 0) return HUGE_VAL;
-  return kind == NormKind::kL1 ? totals.abs_sum
-                               : kind == NormKind::kMax ? totals.abs_max : l2_of(totals);
+  return kind == NormKind::kL1    ? totals.abs_sum
+         : kind == NormKind::kMax ? totals.abs_max
+                                  : l2_of(totals);
 }
 
 // 1e-6: torch.nn.utils.clip_grad_norm_ guards its division with the same constant.

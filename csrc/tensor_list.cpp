@@ -47,10 +47,10 @@ const TensorType* find_type(PyObject* object) {
 }
 
 // A lazy negation leaves the memory as it was, and DLPack does not tell of it. Asking torch costs
-// 52 ns, more than all else that is done for a small tensor, so in long lists of gradients only those
-// are asked that can have one: it comes from the `imag` of a lazy conjugate, whose elements lie two
-// apart, so that a dense tensor has it only with a single element (or from torch._neg_view, which is
-// private).
+// 52 ns, more than all else that is done for a small tensor, so in long lists of gradients only
+// those are asked that can have one: it comes from the `imag` of a lazy conjugate, whose elements
+// lie two apart, so that a dense tensor has it only with a single element (or from torch._neg_view,
+// which is private).
 constexpr size_t kShortList = 256;
 
 bool may_be_neg(int64_t numel, bool take_grad, size_t list_size) {
@@ -63,18 +63,18 @@ bool is_neg(PyObject* tensor) {
   return answer.ptr() == Py_True;
 }
 
-// A parameter's gradient; a tensor that is no parameter is itself taken as a gradient. What is no
-// tensor at all is passed on, for read() to turn down.
-py::object grad_of(PyObject* item) {
+// A tensor's `.grad`. Where or_itself, a tensor that is no parameter is itself taken as a gradient.
+// What is no tensor at all is passed on, for read() to turn down.
+py::object grad_of(PyObject* item, bool or_itself) {
   PyTypeObject* tensor_type = g_types[0].type;
   if (!PyType_IsSubtype(Py_TYPE(item), tensor_type)) {
     return py::reinterpret_borrow<py::object>(item);
   }
-  auto grad = py::reinterpret_steal<py::object>(
-      find_type(item) != nullptr ? g_grad->get(item, g_grad->closure)
-                                 : PyObject_GetAttrString(item, "grad"));
+  auto grad = py::reinterpret_steal<py::object>(find_type(item) != nullptr
+                                                    ? g_grad->get(item, g_grad->closure)
+                                                    : PyObject_GetAttrString(item, "grad"));
   if (!grad) throw py::error_already_set();
-  if (grad.is_none() && !PyType_IsSubtype(Py_TYPE(item), g_types[1].type) &&
+  if (or_itself && grad.is_none() && !PyType_IsSubtype(Py_TYPE(item), g_types[1].type) &&
       !py::handle(item).attr("requires_grad").cast<bool>()) {
     return py::reinterpret_borrow<py::object>(item);
   }
@@ -165,7 +165,8 @@ void register_tensor_types(const py::sequence& types) {
   g_types = std::move(found);
 }
 
-TensorList::TensorList(const py::sequence& tensors, bool take_grad) : take_grad_(take_grad) {
+TensorList::TensorList(const py::sequence& tensors, bool take_grad, bool or_itself)
+    : take_grad_(take_grad) {
   const py::object fast = py::reinterpret_steal<py::object>(
       PySequence_Fast(tensors.ptr(), "tensors must be a sequence"));
   if (!fast) throw py::error_already_set();
@@ -175,7 +176,8 @@ TensorList::TensorList(const py::sequence& tensors, bool take_grad) : take_grad_
   PointerSet seen(take_grad ? static_cast<size_t>(count) : 0);
   for (Py_ssize_t i = 0; i < count; ++i) {
     PyObject* item = PySequence_Fast_GET_ITEM(fast.ptr(), i);
-    objects_.push_back(take_grad ? grad_of(item) : py::reinterpret_borrow<py::object>(item));
+    objects_.push_back(take_grad ? grad_of(item, or_itself)
+                                 : py::reinterpret_borrow<py::object>(item));
     if (take_grad && !seen.insert(item)) repeated_.push_back(i);
     TensorRef* ref = &refs_[static_cast<size_t>(i)];
     *ref = {nullptr, kMissing, 0, 0, DType::kF32};
@@ -196,6 +198,7 @@ bool TensorList::read(PyObject* object, TensorRef* ref) {
   if (!dtype_of(tensor, &ref->dtype)) return false;
   int64_t numel = 1;
   for (int32_t dim = 0; dim < tensor.ndim; ++dim) numel *= tensor.shape[dim];
+  if (numel > 0 && tensor.data == nullptr) return false;  // its storage was freed
   // The strides of a tensor without elements say nothing.
   const bool contiguous = numel == 0 || is_contiguous(tensor);
   if (!contiguous && !is_dense(tensor)) return false;
@@ -247,8 +250,9 @@ void* output_memory(const py::object& object, const char* name, const TensorList
       (tensor.device_type == dlpack::kCpu || tensor.device_id == beside.device_id());
   if (!right_device || tensor.dtype_code != dtype_code || tensor.dtype_bits != dtype_bits ||
       numel < at_least || !is_contiguous(tensor)) {
-    throw std::invalid_argument(std::string(name) + " must be contiguous, on the tensors' device, "
-                                                    "of the documented dtype, with at least " +
+    throw std::invalid_argument(std::string(name) +
+                                " must be contiguous, on the tensors' device, "
+                                "of the documented dtype, with at least " +
                                 std::to_string(at_least) + " elements");
   }
   return static_cast<char*>(tensor.data) + tensor.byte_offset;

@@ -18,13 +18,13 @@ void register_tensor_types(const pybind11::sequence& types);
 
 class TensorList {
  public:
-  // Takes the tensors, or the gradients of the parameters among them where take_grad: a parameter
-  // (torch.nn.Parameter, or a tensor that requires grad or has a `.grad`) gives its `.grad`, any
-  // other tensor is taken as a gradient itself. None stands for a missing gradient.
+  // Takes the tensors, or the `.grad` of each where take_grad. Where or_itself, a tensor that is no
+  // parameter (no torch.nn.Parameter, requires no grad, has no `.grad`) is itself taken as a
+  // gradient. None stands for a missing gradient.
   // A tensor that no kernel can read as it is gets an entry in irregular() and must be replaced:
-  // another type, dtype, layout or device than the first one's, memory with gaps or overlaps, or a
-  // lazy negation.
-  TensorList(const pybind11::sequence& tensors, bool take_grad);
+  // another type, dtype, layout or device than the first one's, memory with gaps or overlaps or
+  // none at all, or a lazy negation.
+  TensorList(const pybind11::sequence& tensors, bool take_grad, bool or_itself = false);
 
   const std::vector<TensorRef>& refs() const { return refs_; }
   const std::vector<int64_t>& irregular() const { return irregular_; }

@@ -107,14 +107,18 @@ def _kernel_device(device: torch.device) -> bool:
 
 
 def gather(
-    items: Sequence[Any], *, take_grad: bool = False, name_of: NameOf = describe_position
+    items: Sequence[Any],
+    *,
+    take_grad: bool = False,
+    or_itself: bool = False,
+    name_of: NameOf = describe_position,
 ) -> Batch:
     """Return the batch of these tensors, or of their gradients.
 
     Args:
         items: Tensors, or parameters where ``take_grad``. `None` is a missing tensor.
-        take_grad: Take ``.grad`` of each parameter; a tensor that is no parameter is itself taken
-            as a gradient.
+        take_grad: Take ``.grad`` of each.
+        or_itself: Take a tensor that is no parameter as a gradient itself, where ``take_grad``.
         name_of: Gives the name of the tensor at a position, for an error.
 
     Raises:
@@ -122,7 +126,7 @@ def gather(
         UnsupportedTensorError: A tensor's numbers cannot be read.
         RepeatedError: An item stands in the list twice (only where ``take_grad``).
     """
-    tensors = _native.TensorList(items, take_grad)
+    tensors = _native.TensorList(items, take_grad, or_itself)
     if take_grad and tensors.repeated:
         # None, a gradient that is missing, may stand anywhere and often.
         repeated = [index for index in tensors.repeated if items[index] is not None]

@@ -125,7 +125,7 @@ def _table(
     def name_of(index: int) -> str:
         return repr(list(names() if callable(names) else names)[index])
 
-    batch = _kernels.gather(items, take_grad=take_grad, name_of=name_of)
+    batch = _kernels.gather(items, take_grad=take_grad, or_itself=take_grad, name_of=name_of)
     data, bins = _kernels.moments(batch, histogram=histogram)
     return StatTable(names, data, bins, kind=kind)
 

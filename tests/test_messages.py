@@ -145,7 +145,6 @@ for tensor in (freed, zeros, functional):
 """
 
 
-@pytest.mark.xfail(strict=True, reason="the native reader follows a null pointer")
 def test_tensors_without_memory():
     # They say that they are plain ones, and a pointer that leads nowhere may end the process.
     done = subprocess.run(

@@ -61,14 +61,15 @@ Moments chunk_moments(const Kernels& kernels, const TensorRef& tensor, const Chu
   Moments result = empty_moments();
   kernels.moments[static_cast<int>(tensor.dtype)](data, chunk.size, &result, histogram);
   if (rows_are_contiguous(tensor) && plan.parts_per_row == 1 && result.zeros >= tensor.run) {
-    result.dead_rows = tensor.run == 1 ? result.zeros
-                                       : count_dead_rows(tensor, chunk.begin, chunk.size);
+    result.dead_rows =
+        tensor.run == 1 ? result.zeros : count_dead_rows(tensor, chunk.begin, chunk.size);
   }
   return result;
 }
 
 // A row of several chunks is dead where each of them holds nothing but zeros.
-int64_t count_dead_long_rows(const TensorRef& tensor, const ChunkPlan& plan, const Moments* chunks) {
+int64_t count_dead_long_rows(const TensorRef& tensor, const ChunkPlan& plan,
+                             const Moments* chunks) {
   int64_t dead = 0;
   for (int64_t row = 0; row < tensor.rows; ++row) {
     int64_t zeros = 0;

@@ -1,5 +1,5 @@
-// The loops that write: `scale` and `clamp`, compiled per instruction set like moments_body.h, which
-// must be included first (it says how each dtype is read and stored).
+// The loops that write: `scale` and `clamp`, compiled per instruction set like moments_body.h,
+// which must be included first (it says how each dtype is read and stored).
 
 namespace gradstat::GRADSTAT_VARIANT {
 namespace {

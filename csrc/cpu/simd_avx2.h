@@ -35,9 +35,7 @@ inline U load_bf16(const uint16_t* from) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   return _mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
 }
-inline void store_f32(float* to, U u) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), u);
-}
+inline void store_f32(float* to, U u) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), u); }
 inline void store_f16(uint16_t* to, U u) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
                    _mm256_cvtps_ph(_mm256_castsi256_ps(u), _MM_FROUND_TO_NEAREST_INT));
@@ -97,9 +95,7 @@ inline U clamp_f32(U a, U low, U high) {
 }
 
 inline D low_f64(U a) { return _mm256_cvtps_pd(_mm_castsi128_ps(_mm256_castsi256_si128(a))); }
-inline D high_f64(U a) {
-  return _mm256_cvtps_pd(_mm_castsi128_ps(_mm256_extracti128_si256(a, 1)));
-}
+inline D high_f64(U a) { return _mm256_cvtps_pd(_mm_castsi128_ps(_mm256_extracti128_si256(a, 1))); }
 inline U narrow_f64(D low, D high) {
   return _mm256_castps_si256(_mm256_set_m128(_mm256_cvtpd_ps(high), _mm256_cvtpd_ps(low)));
 }
@@ -120,8 +116,8 @@ inline D infinity_where_zero(D a) {
                           _mm256_cmp_pd(a, _mm256_setzero_pd(), _CMP_EQ_OQ));
 }
 inline D zero_unless_finite(D a) {
-  return _mm256_and_pd(
-      a, _mm256_cmp_pd(abs_f64(a), _mm256_set1_pd(__builtin_huge_val()), _CMP_LT_OQ));
+  return _mm256_and_pd(a,
+                       _mm256_cmp_pd(abs_f64(a), _mm256_set1_pd(__builtin_huge_val()), _CMP_LT_OQ));
 }
 inline void count_mask(F64Count* count, D mask) {
   count->negative = _mm256_add_epi64(count->negative, _mm256_castpd_si256(mask));
@@ -129,7 +125,9 @@ inline void count_mask(F64Count* count, D mask) {
 inline void count_equal(F64Count* count, D a, D b) {
   count_mask(count, _mm256_cmp_pd(a, b, _CMP_EQ_OQ));
 }
-inline void count_nan(F64Count* count, D a) { count_mask(count, _mm256_cmp_pd(a, a, _CMP_UNORD_Q)); }
+inline void count_nan(F64Count* count, D a) {
+  count_mask(count, _mm256_cmp_pd(a, a, _CMP_UNORD_Q));
+}
 inline int64_t total(const F64Count& count) {
   alignas(32) int64_t lane[4];
   _mm256_store_si256(reinterpret_cast<__m256i*>(lane), count.negative);
@@ -182,8 +180,8 @@ inline U sub_u16(U a, U b) { return _mm256_sub_epi16(a, b); }
 inline U max_u16(U a, U b) { return _mm256_max_epu16(a, b); }
 inline U min_u16(U a, U b) { return _mm256_min_epu16(a, b); }
 inline void count_zero_u16(U16Count* count, U a) {
-  count->negative = _mm256_add_epi16(count->negative,
-                                     _mm256_cmpeq_epi16(a, _mm256_setzero_si256()));
+  count->negative =
+      _mm256_add_epi16(count->negative, _mm256_cmpeq_epi16(a, _mm256_setzero_si256()));
 }
 inline int64_t total(const U16Count& count) {
   alignas(32) int16_t lane[16];
@@ -217,8 +215,8 @@ inline U square_add_f32(U a, U sum) {
 
 inline void store_exponents(uint8_t* to, U u) {
   const U exponents = _mm256_and_si256(_mm256_srli_epi32(u, 23), _mm256_set1_epi32(0xff));
-  const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(exponents),
-                                         _mm256_extracti128_si256(exponents, 1));
+  const __m128i words =
+      _mm_packus_epi32(_mm256_castsi256_si128(exponents), _mm256_extracti128_si256(exponents, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(words, words));
 }
 

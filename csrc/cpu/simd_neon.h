@@ -94,8 +94,8 @@ inline void count_equal(F64Count* count, D a, D b) {
 }
 inline void count_nan(F64Count* count, D a) {
   const uint64x2_t number = vceqq_f64(a, a);
-  count->negative = vaddq_u64(count->negative, vreinterpretq_u64_u32(
-                                                   vmvnq_u32(vreinterpretq_u32_u64(number))));
+  count->negative =
+      vaddq_u64(count->negative, vreinterpretq_u64_u32(vmvnq_u32(vreinterpretq_u32_u64(number))));
 }
 inline int64_t total(const F64Count& count) {
   return -static_cast<int64_t>(vaddvq_u64(count.negative));

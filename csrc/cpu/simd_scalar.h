@@ -1,7 +1,8 @@
 // Vector operations in plain C++: the reference that every other simd_*.h is tested against.
 //
-// Each simd_*.h gives the same set. U: kLanes fp32 values or their bits, or 2 * kLanes 16-bit ones. D: kLanes / 2 fp64 values.
-// U16Count, U32Count, F64Count: how many lanes met a condition so far (at most 2^15 a lane).
+// Each simd_*.h gives the same set. U: kLanes fp32 values or their bits, or 2 * kLanes 16-bit ones.
+// D: kLanes / 2 fp64 values. U16Count, U32Count, F64Count: how many lanes met a condition so far
+// (at most 2^15 a lane).
 #pragma once
 
 #include <cmath>
@@ -40,8 +41,9 @@ inline uint32_t half_to_bits(uint16_t half) {
   return sign | as_bits(as_float(magnitude) * 0x1p+112f);
 }
 
-// Single to half, to nearest even. Below the smallest normal half, adding 0.5f makes the adder round
-// at the last bit of a subnormal half, 2^-24; above, half a last bit (less one, if even) is added.
+// Single to half, to nearest even. Below the smallest normal half, adding 0.5f makes the adder
+// round at the last bit of a subnormal half, 2^-24; above, half a last bit (less one, if even) is
+// added.
 inline uint16_t bits_to_half(uint32_t bits) {
   const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
   const uint32_t magnitude = bits & 0x7fffffffu;
@@ -81,7 +83,9 @@ inline U splat_f32(float v) { return splat_u32(as_bits(v)); }
 inline U and_u32(U a, U b) { return {{a.lane[0] & b.lane[0], a.lane[1] & b.lane[1]}}; }
 inline U sub_u32(U a, U b) { return {{a.lane[0] - b.lane[0], a.lane[1] - b.lane[1]}}; }
 inline uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
-inline U max_u32(U a, U b) { return {{larger(a.lane[0], b.lane[0]), larger(a.lane[1], b.lane[1])}}; }
+inline U max_u32(U a, U b) {
+  return {{larger(a.lane[0], b.lane[0]), larger(a.lane[1], b.lane[1])}};
+}
 inline uint32_t smaller(uint32_t a, uint32_t b) { return a < b ? a : b; }
 inline U min_u32(U a, U b) {
   return {{smaller(a.lane[0], b.lane[0]), smaller(a.lane[1], b.lane[1])}};

@@ -166,6 +166,18 @@ std::vector<uint32_t> shuffled(size_t n) {
   return order;
 }
 
+// The fibers of one round. Shuffled ones leave out half of the warps, so that warps get far ahead
+// of each other where no barrier forbids it.
+std::vector<uint32_t> next_round() {
+  std::vector<uint32_t> order = shuffled(g_fibers.size());
+  if (g_state.seed > 1) {
+    const uint64_t in = g_random();
+    const auto left_out = [in](uint32_t i) { return (in >> i / kWarp & 1) == 0; };
+    order.erase(std::remove_if(order.begin(), order.end(), left_out), order.end());
+  }
+  return order;
+}
+
 bool run_block() {
   for (Fiber& fiber : g_fibers) {
     fiber.wait = Wait::kNone;
@@ -175,7 +187,7 @@ bool run_block() {
   g_at_barrier = g_barrier_votes = 0;
   g_done = 0;
   while (g_done < g_threads) {
-    g_order = shuffled(g_fibers.size());
+    g_order = next_round();
     g_position = ~size_t{0};  // one before the first
     yield();
     const bool stuck =

@@ -49,9 +49,7 @@ def build(compiler: str, folder: Path, extra_flags: Sequence[str] = ()) -> Path:
     sources = [CUDA_SOURCES / name for name in ("moments.cu", "scale.cu", "device.cu")]
     sources += [HERE / "emulation.cpp", HERE / "library.cpp"]
     command = [compiler, *FLAGS, *extra_flags, "-I", HERE / "include", "-x", "c++", *sources]
-    done = subprocess.run(
-        [*command, "-o", library], check=False, capture_output=True, text=True
-    )
+    done = subprocess.run([*command, "-o", library], check=False, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{compiler} must build the emulation of CUDA, got:\n{done.stderr}")
     return library
