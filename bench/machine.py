@@ -48,7 +48,7 @@ def _cpu_model() -> str:
 
 def commit() -> dict[str, Any]:
     """Return the commit's short id and whether tracked files differ from it."""
-    status = _git("status", "--porcelain", "--untracked-files=no", "--", ":!bench/README.md")
+    status = _git("status", "--porcelain", "--untracked-files=no", "--", ":!*README.md")
     return {"id": _git("rev-parse", "--short", "HEAD") or "unknown", "changed": bool(status)}
 
 

@@ -1,4 +1,7 @@
-"""Writes the newest results into the tables of bench/README.md: `python bench/report.py`."""
+"""Writes the newest results into bench/README.md, and a short table into README.md.
+
+Run it with `python bench/report.py`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pairing import show_seconds
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
+FRONT_PAGE = HERE.parent / "README.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 COMMANDS = {"cpu": "make bench", "gpu": "make gpu-check"}
 FILES = {"bench_stats.py": 0, "bench_clip.py": 1}
@@ -122,18 +126,44 @@ def rewrite(readme: str, lines: list[str]) -> str:
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"bench/README.md must hold the markers {BEGIN} and {END}, in this order")
+        raise ValueError(f"README.md must hold the markers {BEGIN} and {END}, in this order")
     return "\n".join([before + begin, "", *lines, end + after])
 
 
+def short_table(results: dict[str, Any]) -> list[str]:
+    """Return the lines for the front page: the works that have a target."""
+    benches = sorted(results["benchmarks"], key=_place)
+    pairs = [bench["extra_info"] for bench in benches if bench["extra_info"].get("target")]
+    return [
+        "| work | time | against | ratio |",
+        "|---|--:|---|--:|",
+        *[
+            _row(
+                [
+                    pair["work"],
+                    show_seconds(pair["ours_seconds"]),
+                    f"{pair['against']}, {show_seconds(pair['against_seconds'])}",
+                    f"{pair['ratio']:.2f}",
+                ]
+            )
+            for pair in pairs
+        ],
+        "",
+        _about("cpu", results),
+    ]
+
+
 def main() -> int:
-    """Rewrite the page; returns the exit status."""
+    """Rewrite the pages; returns the exit status."""
     lines = []
     for kind in COMMANDS:
         path = newest(kind, HERE / "results")
         if path is not None:
-            lines += section(kind, json.loads(path.read_text()))
+            results = json.loads(path.read_text())
+            lines += section(kind, results)
             print(f"bench/README.md: {kind.upper()} figures of {path.name}")
+            if kind == "cpu":
+                FRONT_PAGE.write_text(rewrite(FRONT_PAGE.read_text(), short_table(results)))
     if not lines:
         print("bench/results/ must hold results, but has none; run: make bench", file=sys.stderr)
         return 1

@@ -13,7 +13,10 @@
 namespace gradstat::cuda {
 
 constexpr int kInterleavedTensors = 512;
-constexpr int64_t kInterleavedBlocks = 2048;  // per tensor: each takes every 2048th row
+// A launch of one tensor fills any device; of many, each tensor gets a share, and most blocks find
+// that the zeros do not suffice and leave.
+constexpr int64_t kInterleavedBlocks = 4096;
+constexpr int64_t kLeastBlocksPerTensor = 64;
 
 struct InterleavedTensor {
   TensorRef tensor;
@@ -49,7 +52,7 @@ static __device__ inline bool block_finds_zeros(const TensorRef& tensor, int64_t
   return true;
 }
 
-// Block (x, y) takes the rows x, x + gridDim.x, ... of tensor y.
+// Block (x, y) takes the rows x, x + gridDim.x, ... of tensor y; a row is read by a whole block.
 static __global__ void __launch_bounds__(kThreads)
     interleaved_dead_rows_kernel(const InterleavedParameters __grid_constant__ p) {
   __shared__ unsigned long long total;
@@ -92,7 +95,8 @@ static inline void count_interleaved_dead_rows(const TensorRef* tensors, int64_t
   int64_t most_rows = 0;
   for (int64_t i = 0; i <= count; ++i) {
     if (p.size == kInterleavedTensors || (i == count && p.size > 0)) {
-      const dim3 blocks(static_cast<unsigned>(std::min(most_rows, kInterleavedBlocks)),
+      const int64_t share = std::max(kLeastBlocksPerTensor, kInterleavedBlocks / p.size);
+      const dim3 blocks(static_cast<unsigned>(std::min(most_rows, share)),
                         static_cast<unsigned>(p.size));
       launch(interleaved_dead_rows_kernel, "interleaved_dead_rows_kernel", blocks, kThreads, p,
              stream);

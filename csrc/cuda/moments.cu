@@ -20,13 +20,12 @@ constexpr int kMinBlocks = 4;
 struct MomentsParameters {
   Batch batch;
   int64_t first_tensor;  // of the batch, in the whole list
-  int64_t first_slot;    // of the batch's first chunk
   int64_t count;         // tensors of the whole list
   double total_numel;
   double total_rows;
   double* table;
   int64_t* histogram;
-  Moments* of_chunks;   // [chunks of the whole list]
+  Moments* of_chunks;   // [chunks of the batch]
   Moments* of_tensors;  // [count]
   uint32_t* arrivals;   // [count], 0 where a tensor has several chunks
   uint32_t* counter;
@@ -155,8 +154,8 @@ __device__ bool run_chunk(const MomentsParameters& p, uint32_t* bins, Shared* sh
   if (threadIdx.x == 0) result->dead_rows = dead_rows;
 
   if (task.plan.count > 1) {
-    Moments* chunks = p.of_chunks + p.first_slot + p.batch.first_chunk[task.index];
-    if (threadIdx.x == 0) p.of_chunks[p.first_slot + blockIdx.x] = *result;
+    Moments* chunks = p.of_chunks + p.batch.first_chunk[task.index];
+    if (threadIdx.x == 0) p.of_chunks[blockIdx.x] = *result;
     const auto count = static_cast<uint32_t>(task.plan.count);
     if (!arrive_last(p.arrivals + tensor, count, &shared->is_last)) return false;
     merge_all(chunks, task.plan.count, shared);
@@ -290,7 +289,6 @@ void moments(const TensorRef* tensors, int64_t count, double* table, int64_t* hi
     const uint32_t blocks = plan_blocks(&p, end == count);
     launch(kernel, "moments_kernel", dim3(blocks), kThreads, p, cuda_stream);
     p.first_tensor = end;
-    p.first_slot += p.batch.chunks;
   } while (p.first_tensor < count);
   count_interleaved_dead_rows(tensors, count, p.of_tensors, table, counter, cuda_stream);
 }

@@ -68,11 +68,36 @@ struct Clamp<F64> {
   }
 };
 
+template <class Type, class Change>
+__device__ __forceinline__ void change_element(typename Type::Element* at, const Change& change) {
+  __stcg(at, change(__ldcg(at)));
+}
+
+// Changes the vectors at[0], at[kThreads], ... (kCount of them), all loads before the first use.
+template <class Type, int kCount, class Change>
+__device__ __forceinline__ void change_vectors(uint4* at, const Change& change) {
+  uint4 vectors[kCount];
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) vectors[j] = __ldcg(at + j * kThreads);
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) {
+    const Vector before = as_vector(vectors[j]);
+    Vector after = {};
+#pragma unroll
+    for (int i = 0; i < kPerVector<Type>; ++i) {
+      put_element<Type>(&after, i, change(element_of<Type>(before, i)));
+    }
+    __stcg(at + j * kThreads,
+           make_uint4(after.word[0], after.word[1], after.word[2], after.word[3]));
+  }
+}
+
 // Elements up to the first 16-byte boundary one by one, then vectors, then the rest one by one.
 template <class Type, class Change>
 __device__ __forceinline__ void change_chunk(void* data, int64_t size, const Change& change) {
   using Element = typename Type::Element;
   constexpr auto kBytes = static_cast<int>(sizeof(Element));
+  constexpr int kUnroll = 4;
   auto* at = static_cast<Element*>(data);
   const auto n = static_cast<int>(size);
   const auto thread = static_cast<int>(threadIdx.x);
@@ -80,19 +105,16 @@ __device__ __forceinline__ void change_chunk(void* data, int64_t size, const Cha
   const int head = to_boundary < n ? to_boundary : n;
   const int vectors = (n - head) / kPerVector<Type>;
   const int tail = head + vectors * kPerVector<Type>;
-  if (thread < head) at[thread] = change(at[thread]);
-  if (tail + thread < n) at[tail + thread] = change(at[tail + thread]);
+  if (thread < head) change_element<Type>(at + thread, change);
+  if (tail + thread < n) change_element<Type>(at + tail + thread, change);
   auto* vectors_at = reinterpret_cast<uint4*>(at + head);
-#pragma unroll 4
-  for (int v = thread; v < vectors; v += kThreads) {
-    const Vector before = as_vector(vectors_at[v]);
-    Vector after = {};
-#pragma unroll
-    for (int i = 0; i < kPerVector<Type>; ++i) {
-      put_element<Type>(&after, i, change(element_of<Type>(before, i)));
-    }
-    vectors_at[v] = make_uint4(after.word[0], after.word[1], after.word[2], after.word[3]);
+  int v = thread;
+#pragma unroll 1
+  for (; v + (kUnroll - 1) * kThreads < vectors; v += kUnroll * kThreads) {
+    change_vectors<Type, kUnroll>(vectors_at + v, change);
   }
+#pragma unroll 1
+  for (; v < vectors; v += kThreads) change_vectors<Type, 1>(vectors_at + v, change);
 }
 
 template <template <class> class Change>

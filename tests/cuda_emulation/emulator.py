@@ -1,17 +1,26 @@
 """Builds the CUDA sources for the CPU, and calls their kernels on torch's CPU tensors.
 
 The sources are compiled as they are, by a C++ compiler that finds `include/cuda_runtime.h` of this
-folder instead of CUDA's.
+folder instead of CUDA's. Not covered: the compilation by nvcc, the visibility of memory between
+blocks, and speed. With CUDA_EMULATION_FLAGS="-fsanitize=address,undefined" and libasan preloaded
+(see `make sanitize`) every access of the kernels is checked too.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
+import itertools
 import math
+import os
+import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from kernel_calls import Result
 from torch import Tensor
@@ -43,12 +52,22 @@ class EmulationError(Exception):
     """What the emulated CUDA code threw."""
 
 
-def build(compiler: str, folder: Path, extra_flags: Sequence[str] = ()) -> Path:
+@functools.cache
+def load_emulator() -> Emulator:
+    """Return the emulator, built once a session; skip the test where that is not possible."""
+    compiler = shutil.which("g++")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("the emulation of CUDA needs Linux and g++")
+    with tempfile.TemporaryDirectory() as folder:
+        return Emulator(build(compiler, Path(folder) / "cuda_emulation.so"))
+
+
+def build(compiler: str, library: Path) -> Path:
     """Compile everything into one library."""
-    library = folder / "cuda_emulation.so"
     sources = [CUDA_SOURCES / name for name in ("moments.cu", "scale.cu", "device.cu")]
-    sources += [HERE / "emulation.cpp", HERE / "library.cpp"]
-    command = [compiler, *FLAGS, *extra_flags, "-I", HERE / "include", "-x", "c++", *sources]
+    sources += [HERE / name for name in ("emulation.cpp", "runtime.cpp", "library.cpp")]
+    flags = [*FLAGS, *os.environ.get("CUDA_EMULATION_FLAGS", "").split()]
+    command = [compiler, *flags, "-I", HERE / "include", "-x", "c++", *sources]
     done = subprocess.run([*command, "-o", library], check=False, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{compiler} must build the emulation of CUDA, got:\n{done.stderr}")
@@ -65,6 +84,14 @@ def ref(tensor: Tensor | None) -> TensorRef:
     if numel > 0 and rows > 1 and not tensor.is_contiguous():
         run = tensor.stride(0)
     return TensorRef(tensor.data_ptr(), numel, rows, run, DTYPES[tensor.dtype])
+
+
+def with_specials(tensor: Tensor, positions: Sequence[int]) -> Tensor:
+    """Put NaN, Inf and -Inf in turn at these positions, where the tensor has them."""
+    for position, value in zip(positions, itertools.cycle((math.nan, math.inf, -math.inf))):
+        if position < tensor.numel():
+            tensor.view(-1)[position] = value
+    return tensor
 
 
 class Emulator:

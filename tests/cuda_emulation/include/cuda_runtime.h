@@ -146,6 +146,10 @@ template <class T>
 T __ldcg(const T* at) {
   return *at;
 }
+template <class T>
+void __stcg(T* at, T value) {
+  *at = value;
+}
 
 inline unsigned __float_as_uint(float v) { return emulation::bits_as<unsigned>(v); }
 inline float __uint_as_float(unsigned v) { return emulation::bits_as<float>(v); }
