@@ -5,6 +5,7 @@
 #include <limits>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
@@ -68,23 +69,24 @@ void scale(const TensorList& tensors, const py::object& coefficient, bool per_te
       coefficient, "coefficient", tensors, dlpack::kFloat, 64, per_tensor ? tensors.size() : 1));
   const int64_t stride = per_tensor ? 1 : 0;
   void* stream = tensors.current_stream();
+  const std::vector<TensorRef> refs = tensors.distinct();
   const py::gil_scoped_release no_gil;
   if (tensors.on_cuda()) {
-    cuda::scale(tensors.refs().data(), tensors.size(), coefficient_at, stride, tensors.device_id(),
-                stream);
+    cuda::scale(refs.data(), tensors.size(), coefficient_at, stride, tensors.device_id(), stream);
   } else {
-    cpu::scale(tensors.refs().data(), tensors.size(), coefficient_at, stride, threads);
+    cpu::scale(refs.data(), tensors.size(), coefficient_at, stride, threads);
   }
 }
 
 void clamp(const TensorList& tensors, double limit, int threads) {
   require_regular(tensors);
   void* stream = tensors.current_stream();
+  const std::vector<TensorRef> refs = tensors.distinct();
   const py::gil_scoped_release no_gil;
   if (tensors.on_cuda()) {
-    cuda::clamp(tensors.refs().data(), tensors.size(), limit, tensors.device_id(), stream);
+    cuda::clamp(refs.data(), tensors.size(), limit, tensors.device_id(), stream);
   } else {
-    cpu::clamp(tensors.refs().data(), tensors.size(), limit, threads);
+    cpu::clamp(refs.data(), tensors.size(), limit, threads);
   }
 }
 

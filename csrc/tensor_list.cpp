@@ -218,6 +218,15 @@ bool TensorList::read(PyObject* object, TensorRef* ref) {
   return true;
 }
 
+std::vector<TensorRef> TensorList::distinct() const {
+  std::vector<TensorRef> result = refs_;
+  PointerSet seen(result.size());
+  for (TensorRef& ref : result) {
+    if (ref.numel > 0 && !seen.insert(ref.data)) ref.numel = kMissing;
+  }
+  return result;
+}
+
 void* TensorList::current_stream() const {
   void* stream = nullptr;
   if (on_cuda() &&

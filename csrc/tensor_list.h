@@ -33,6 +33,10 @@ class TensorList {
   bool has_f64() const { return has_f64_; }
   int64_t size() const { return static_cast<int64_t>(refs_.size()); }
 
+  // The tensors to write to: where several share their memory (one gradient of two parameters), the
+  // first stands for all and the others are missing, or two threads would change it at once.
+  std::vector<TensorRef> distinct() const;
+
   // Device of the first readable tensor; the CPU where there is none.
   bool on_cuda() const { return device_type_ == dlpack::kCuda; }
   int device_type() const { return device_type_ < 0 ? dlpack::kCpu : device_type_; }

@@ -1,4 +1,4 @@
-"""gradstat: per-layer gradient statistics, diagnosis and clipping at the speed of one read."""
+"""gradstat: per-layer gradient statistics and clipping, in one read of the gradients."""
 
 from importlib import metadata as _metadata
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ _EPSILON = 1e-6
 
 def moments(tensors: Sequence[Tensor | None], histogram: bool) -> tuple[Tensor, Tensor | None]:
     """Return table and histograms as `gradstat._kernels.moments` does, on the CPU. Synchronises."""
-    table = torch.full((len(tensors) + 1, 12), math.nan, dtype=torch.float64)
-    bins = torch.zeros((len(tensors) + 1, _BINS), dtype=torch.int64) if histogram else None
+    table = torch.full((len(tensors) + 1, 12), math.nan, dtype=torch.float64, device="cpu")
+    bins = None
+    if histogram:
+        bins = torch.zeros((len(tensors) + 1, _BINS), dtype=torch.int64, device="cpu")
     for index, tensor in enumerate(tensors):
         if tensor is None:
             continue
@@ -44,13 +47,14 @@ def _row(wide: Tensor) -> Tensor:
     non_zero = magnitude > 0
     zero = wide == 0
     rows = wide.shape[0] if wide.dim() > 0 else 1
-    dead = zero.reshape(rows, -1).all(1).sum() if wide.numel() > 0 else torch.zeros(())
-    largest = magnitude.max() if wide.numel() > 0 else torch.zeros(())
+    dead = zero.reshape(rows, -1).all(1).sum() if wide.numel() > 0 else zero.sum()
+    largest = magnitude.max() if wide.numel() > 0 else magnitude.sum()
     smallest = torch.where(non_zero, magnitude, math.inf).min() if wide.numel() > 0 else largest
+    count = partial(torch.tensor, dtype=torch.float64, device="cpu")
     row = [
-        torch.tensor(float(wide.numel())), zero.sum(), wide.isnan().sum(), wide.isinf().sum(),
+        count(wide.numel()), zero.sum(), wide.isnan().sum(), wide.isinf().sum(),
         kept.sum(), magnitude.sum(), kept.square().sum(), largest,
-        torch.where(smallest < math.inf, smallest, 0.0), torch.tensor(float(rows)), dead,
+        torch.where(smallest < math.inf, smallest, 0.0), count(rows), dead,
         _scaled_l2(magnitude, largest),
     ]  # fmt: skip
     return torch.stack([value.double().cpu() for value in row])
@@ -126,7 +130,7 @@ def power_norms(tensors: Sequence[Tensor | None], table: Tensor, order: float) -
 def norm_of_norms(norms: Tensor, order: float) -> Tensor:
     """Return the norm over all tensors from the norm of each, as torch.nn.utils does."""
     if len(norms) == 0:
-        return torch.zeros((), dtype=torch.float64)
+        return torch.zeros((), dtype=torch.float64, device=norms.device)
     largest = norms.max()
     usable = (largest > 0) & (largest < math.inf) & (order != 0)
     scale = torch.where(usable, largest, 1.0)

@@ -255,8 +255,9 @@ def _correct_sparse_rows(table: Tensor, readable: dict[int, Readable]) -> None:
         if entry.rows is None:
             continue
         columns = slice(_fallback.ROWS, _fallback.DEAD_ROWS + 1)
-        right = torch.tensor([entry.rows, entry.dead_rows], dtype=torch.float64)
-        right = right.to(table.device)
+        right = torch.tensor(
+            [entry.rows, entry.dead_rows], dtype=torch.float64, device=table.device
+        )
         table[-1, columns] += right - table[index, columns]
         table[index, columns] = right
 
@@ -380,6 +381,7 @@ class KernelConfig:
     cuda_built: bool
     cuda_reason: str
     cuda_devices: int
+    no_cuda_device: str
 
 
 def kernel_config() -> KernelConfig:
@@ -392,8 +394,9 @@ def kernel_config() -> KernelConfig:
         thread_source=_native.thread_source(),
         threads=torch.get_num_threads(),
         cuda_built=_native.cuda_is_built(),
-        cuda_reason=reason or _native.cuda_reason,
+        cuda_reason=_native.cuda_reason,
         cuda_devices=devices,
+        no_cuda_device=reason,
     )
 
 

@@ -39,9 +39,12 @@ def make_readable(tensor: Any, name: str) -> Readable:
     if not isinstance(tensor, Tensor):
         raise ArgumentTypeError(
             f"every item must be a torch.Tensor, got {type(tensor).__name__} for {name}; "
-            "pass parameters, (name, parameter) pairs, or a dict of tensors"
+            "pass parameters, (name, parameter) pairs or a dict of tensors (torch.from_numpy makes "
+            "one of an array)"
         )
     _refuse_without_memory(tensor, name)
+    if type(tensor) in (Tensor, torch.nn.Parameter) and _is_readable(tensor):
+        return Readable(tensor)  # it is only on another device than the first one
     with torch.no_grad():
         tensor = tensor.detach()
         if type(tensor) is not Tensor:
@@ -106,6 +109,16 @@ def _dense(tensor: Tensor, name: str) -> Tensor:
     if tensor.is_neg():
         return tensor.resolve_neg().contiguous()
     return tensor if _is_dense(tensor) else tensor.contiguous()
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    """Return whether a kernel of the right device reads the tensor as it is."""
+    return (
+        tensor.layout is torch.strided
+        and tensor.dtype in READABLE_DTYPES
+        and not tensor.is_neg()
+        and _is_dense(tensor)
+    )
 
 
 def _is_dense(tensor: Tensor) -> bool:

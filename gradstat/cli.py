@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # `gradstat config | head -1` is no failure; keep the interpreter's last flush silent.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (GradstatError, OSError) as error:
+    except (GradstatError, OSError, ValueError) as error:
         message = " ".join(str(error).split())
         print(f"gradstat {command.name}: error: {message}", file=sys.stderr)
         return 1

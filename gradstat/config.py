@@ -31,10 +31,15 @@ class Config:
     """The thread pool that the CPU kernels run on."""
 
     cuda: bool
-    """Whether CUDA tensors are read by our kernels."""
+    """Whether CUDA tensors, where there are any, are read by our kernels."""
 
     cuda_reason: str
+    """What the kernels were built with, or why they were not."""
+
     cuda_devices: int
+    no_cuda_device: str
+    """Why there is no device; empty where there is one, or no kernel for it."""
+
     other_devices: str
     """How tensors on devices without a kernel are measured."""
 
@@ -45,15 +50,16 @@ class Config:
     def __str__(self) -> str:
         """Return the fields as aligned lines."""
         built = ", ".join(f"{k} ({'yes' if v else 'no'})" for k, v in self.cpu_variants.items())
+        no_device = bool(self.no_cuda_device)
         lines = {
             "gradstat": self.version,
             "python": self.python,
             "torch": self.torch,
             "CPU kernels": f"{self.cpu_variant} ({self.cpu_variant_reason})",
-            "CPU variants": f"{built} [runs here]",
-            "threads": f"{self.threads} ({self.thread_source})",
+            "runs here": built,
+            "threads": f"{self.threads}, {self.thread_source}",
             "CUDA kernels": f"{'yes' if self.cuda else 'no'} ({self.cuda_reason})",
-            "CUDA devices": str(self.cuda_devices),
+            "CUDA devices": f"{self.cuda_devices}" + (f" ({self.no_cuda_device})" * no_device),
             "other devices": self.other_devices,
         }
         return "\n".join(f"{name:<14} {value}" for name, value in lines.items())
@@ -74,6 +80,7 @@ def get_config() -> Config:
         cuda=kernels.cuda_built and torch.version.hip is None,
         cuda_reason=kernels.cuda_reason,
         cuda_devices=kernels.cuda_devices,
+        no_cuda_device=kernels.no_cuda_device,
         other_devices="plain torch operations, equal results",
     )
 

@@ -43,6 +43,9 @@ __all__ = ["Names", "StatRow", "StatTable"]
 
 Names = Sequence[str] | Callable[[], Sequence[str]]
 
+_MAX_PRINTED_ROWS = 1000
+"""Rows that ``print(table)`` shows; ``render()`` shows all."""
+
 
 class StatTable:
     """Statistics of a list of tensors, one row each, in model order, and their totals.
@@ -391,7 +394,7 @@ class StatTable:
     def render(
         self, *, width: int | None = None, max_rows: int | None = None, plain: bool | None = None
     ) -> str:
-        """Return the table as text, which is what ``print(table)`` shows.
+        """Return the table as text; ``print(table)`` shows the same, of at most 1000 layers.
 
         Args:
             width: Characters a line; columns that do not fit are dropped, least important first.
@@ -402,7 +405,7 @@ class StatTable:
         return render.render(self, width=width, max_rows=max_rows, plain=plain)
 
     def __str__(self) -> str:
-        return self.render()
+        return self.render(max_rows=_MAX_PRINTED_ROWS)
 
     def __repr__(self) -> str:
         rows = "1 row" if len(self) == 1 else f"{len(self)} rows"

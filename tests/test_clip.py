@@ -566,3 +566,20 @@ def test_a_tensor_without_a_gradient_is_passed_over_as_in_torch():
     assert clip_grad_norm_(weights, 1e-3) == 0.0
     clip_grad_value_(weights, 1e-3)
     assert [bytes_of(weight) for weight in weights] == untouched
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_gradient_that_two_parameters_share_is_written_once(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(50):
+            shared = torch.ones(65536)
+            first, second = (nn.Parameter(torch.zeros(65536)) for _ in range(2))
+            first.grad = second.grad = shared
+            norm = clip_grad_norm_([first, second], 1.0)
+            assert norm == pytest.approx(math.sqrt(2 * 65536))  # both count, as in torch
+            assert torch.equal(shared, torch.full_like(shared, shared[0].item()))
+            assert shared[0] == pytest.approx(1 / (norm.item() + 1e-6))
+    finally:
+        torch.set_num_threads(before)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -157,3 +158,20 @@ def test_the_environment_variable_must_name_a_variant():
     assert "ValueError: GRADSTAT_CPU must name a CPU variant that runs here, got 'mmx'" in (
         done.stderr
     )
+
+
+def test_threads_are_those_of_torch_whatever_was_loaded_first():
+    # scikit-learn brings a libgomp of its own; a second pool would fight torch's for the cores.
+    code = """
+import sklearn.ensemble, torch, gradstat, ctypes
+own = ctypes.CDLL(torch._C.__file__.rpartition("/")[0] + "/lib/libtorch_cpu.so").GOMP_parallel
+print(gradstat.get_config().thread_source)
+print(own is not None)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    source, own = done.stdout.split("\n")[:2]
+    torch_library = Path(torch.__file__).parent / "lib"
+    assert own == "True"
+    assert source.startswith("OpenMP (")
+    names = {path.name for path in torch_library.glob("lib*omp*")}
+    assert source[len("OpenMP (") : -1] in names

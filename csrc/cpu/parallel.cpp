@@ -32,21 +32,34 @@ struct Runtime {
 };
 
 #if defined(__linux__)
-int find_openmp(dl_phdr_info* info, size_t, void* data) {
-  const char* slash = std::strrchr(info->dlpi_name, '/');
-  const char* file = slash != nullptr ? slash + 1 : info->dlpi_name;
-  for (const char* prefix : {"libgomp", "libiomp5", "libomp"}) {
-    if (std::strncmp(file, prefix, std::strlen(prefix)) != 0) continue;
-    void* handle = dlopen(info->dlpi_name, RTLD_NOLOAD | RTLD_LAZY);
-    if (handle == nullptr) continue;
-    auto* runtime = static_cast<Runtime*>(data);
-    runtime->parallel = reinterpret_cast<GompParallel>(dlsym(handle, "GOMP_parallel"));
-    dlclose(handle);  // the one who loaded it keeps it loaded
-    if (runtime->parallel == nullptr) continue;
-    runtime->name = std::string("OpenMP (") + file + ")";
-    return 1;
-  }
-  return 0;
+// The libraries to ask, best first: torch's own finds the runtime that torch runs on even where
+// another package has loaded a second one (scikit-learn brings its own libgomp).
+constexpr const char* kLibraries[] = {"libtorch_cpu", "libgomp", "libiomp5", "libomp"};
+
+const char* file_name(const char* path) {
+  const char* slash = std::strrchr(path, '/');
+  return slash != nullptr ? slash + 1 : path;
+}
+
+struct Search {
+  const char* library;
+  Runtime* found;
+};
+
+int ask_library(dl_phdr_info* info, size_t, void* data) {
+  const auto* search = static_cast<const Search*>(data);
+  const char* file = file_name(info->dlpi_name);
+  if (std::strncmp(file, search->library, std::strlen(search->library)) != 0) return 0;
+  void* handle = dlopen(info->dlpi_name, RTLD_NOLOAD | RTLD_LAZY);
+  if (handle == nullptr) return 0;
+  void* symbol = dlsym(handle, "GOMP_parallel");  // of the library, or of what it depends on
+  dlclose(handle);                                // the one who loaded it keeps it loaded
+  if (symbol == nullptr) return 0;
+  Dl_info owner;
+  if (dladdr(symbol, &owner) != 0) file = file_name(owner.dli_fname);
+  search->found->parallel = reinterpret_cast<GompParallel>(symbol);
+  search->found->name = std::string("OpenMP (") + file + ")";
+  return 1;
 }
 #endif
 
@@ -54,7 +67,10 @@ const Runtime& runtime() {
   static const Runtime found = [] {
     Runtime result;
 #if defined(__linux__)
-    dl_iterate_phdr(find_openmp, &result);
+    for (const char* library : kLibraries) {
+      Search search = {library, &result};
+      if (dl_iterate_phdr(ask_library, &search) != 0) break;
+    }
 #endif
     return result;
   }();

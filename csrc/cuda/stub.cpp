@@ -8,8 +8,8 @@ namespace {
 
 [[noreturn]] void not_built() {
   throw std::runtime_error(
-      "gradstat must be built with CUDA to read CUDA tensors, and this build is not (" GRADSTAT_CUDA_REASON
-      "); install nvcc and reinstall with GRADSTAT_CUDA=ON");
+      "gradstat must be built with CUDA to read CUDA tensors, and this build is not "
+      "(" GRADSTAT_CUDA_REASON "); install nvcc and reinstall with GRADSTAT_CUDA=ON");
 }
 
 }  // namespace

@@ -33,6 +33,9 @@ def clip_grad_norm_(
     - A NaN norm leaves the gradients as they are (torch turns all of them into NaN), and so does
       ``max_norm=inf`` whatever the norm.
     - An Inf norm gives ``c = 0`` and zeros all gradients (torch turns Inf into NaN).
+    - A parameter that is listed twice counts once, and a gradient that two parameters share is
+      scaled once.
+    - A generator that yields nothing is an error (torch warns): most often it was used up before.
 
     Args:
         parameters: A parameter or an iterable of parameters; those without a gradient are passed
@@ -44,7 +47,8 @@ def clip_grad_norm_(
 
     Returns:
         The norm before clipping, shape (), fp64 where a gradient is fp64 and else fp32, on the
-        first gradient's device. Does not synchronise with a CUDA device unless
+        first gradient's device. Finite gradients whose norm exceeds fp32's 3.4e38 are clipped
+        rightly and give Inf here. Does not synchronise with a CUDA device unless
         ``error_if_nonfinite``.
 
     Raises:
