@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,12 @@ from torch import Tensor
 
 from gradstat import _fallback
 from gradstat._readable import Readable, check_writable, make_readable
-from gradstat.errors import ArgumentTypeError, CudaError, NativeModuleError
+from gradstat.errors import (
+    ArgumentTypeError,
+    CudaError,
+    NativeModuleError,
+    UnsupportedTensorError,
+)
 
 try:
     from gradstat import _native
@@ -85,6 +91,12 @@ class Batch:
         """Device of the results: that of the only part, and the CPU's where there are several."""
         part = self.parts[0]
         return part.device if len(self.parts) == 1 and part.native else torch.device("cpu")
+
+    @property
+    def note(self) -> str:
+        """What a table of this batch says of how it was made; empty where by kernels alone."""
+        devices = [part.device.type for part in self.parts if not part.native]
+        return f"{', '.join(devices)} tensors by plain torch operations" if devices else ""
 
     def tensors(self) -> list[Tensor]:
         """The tensors as they came, without the missing ones."""
@@ -200,6 +212,11 @@ def _launch(
 ) -> tuple[Tensor, Tensor | None]:
     device = part.device
     table = torch.empty((size + 1, NUM_COLUMNS), dtype=torch.float64, device=device)
+    if type(table) is not Tensor:
+        raise UnsupportedTensorError(
+            f"results must go to real memory, but new tensors are {type(table).__name__} here; "
+            "measure outside of FakeTensorMode and the like"
+        )
     bins = (
         torch.empty((size + 1, HISTOGRAM_BINS), dtype=torch.int64, device=device)
         if histogram
@@ -220,13 +237,25 @@ def _launch(
         return table, bins
     n_bytes = _native.moments_workspace_bytes(part.tensors)
     workspace = torch.empty(n_bytes, dtype=torch.uint8, device=device)
-    try:
+    with _cuda_device(device):
         _native.moments(
             part.tensors, table, bins, clip_out, max_norm, norm_kind, workspace, _counter(device), 1
         )
-    except RuntimeError as error:
-        raise CudaError(str(error)) from error
     return table, bins
+
+
+@contextmanager
+def _cuda_device(device: torch.device) -> Iterator[None]:
+    """Make a device the current one, as torch does it: without a context on the one before.
+
+    Raises:
+        CudaError: A launch inside failed.
+    """
+    with torch.cuda.device(device):
+        try:
+            yield
+        except RuntimeError as error:
+            raise CudaError(str(error)) from error
 
 
 def moments(batch: Batch, *, histogram: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -291,7 +320,9 @@ def norm_and_coefficient(
             for p, t in zip(batch.parts, tables, strict=True)
         ]
         norm = _fallback.norm_of_norms(torch.cat(norms), norm_type)
-    return norm, _fallback.clip_coefficient(norm, max_norm), None
+    # Positions in the first table are those of the batch only where there is one part.
+    only_table = tables[0] if len(tables) == 1 else None
+    return norm, _fallback.clip_coefficient(norm, max_norm), only_table
 
 
 def scale(batch: Batch, coefficient: Tensor, *, name_of: NameOf = describe_position) -> None:
@@ -360,7 +391,11 @@ def _write(
             if replaced:
                 objects = [None if i in replaced else t for i, t in enumerate(part.objects)]
                 tensors = _native.TensorList(objects, False)
-            native(part, tensors)
+            if part.device.type == "cuda":
+                with _cuda_device(part.device):
+                    native(part, tensors)
+            else:
+                native(part, tensors)
             torch.autograd.graph.increment_version([t for t in tensors.objects if t is not None])
         for index in sorted(replaced):
             original = batch.originals[index] if batch.originals is not None else None

@@ -183,7 +183,8 @@ def _summary(table: StatTable) -> str:
     text += f" over {_plural(len(table), 'layer')}"
     if missing := len(table.missing):
         text += f", {missing} without {table.kind}"
-    return text + ("" if table.total.nonfinite else ", no NaN or Inf")
+    text += "" if table.total.nonfinite else ", no NaN or Inf"
+    return text + (f"; {table.note}" if table.note else "")
 
 
 # ---- cells --------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def _table(
 
     batch = _kernels.gather(items, take_grad=take_grad, or_itself=take_grad, name_of=name_of)
     data, bins = _kernels.moments(batch, histogram=histogram)
-    return StatTable(names, data, bins, kind=kind)
+    return StatTable(names, data, bins, kind=kind, note=batch.note)
 
 
 def collect(source: Any, argument: str, *, unnamed: str) -> tuple[Names, Sequence[Any]]:

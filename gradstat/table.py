@@ -63,6 +63,7 @@ class StatTable:
         histogram: int64, shape (n + 1, 256), same device; None where it was not asked for.
         kind: What was measured, in the singular: ``"gradient"``, ``"weight"``, ``"update"``.
         averaged: True where counts are averages and may be fractions.
+        note: What the printed table says of how it was made.
 
     Raises:
         ArgumentTypeError: ``data`` or ``histogram`` is no tensor of that dtype.
@@ -84,6 +85,7 @@ class StatTable:
         "_index",
         "_kind",
         "_names",
+        "_note",
     )
 
     def __init__(
@@ -94,6 +96,7 @@ class StatTable:
         *,
         kind: str = "gradient",
         averaged: bool = False,
+        note: str = "",
     ) -> None:
         _check_tensor("data", data, (torch.float64,), NUM_RAW_COLUMNS)
         if histogram is not None:
@@ -116,6 +119,7 @@ class StatTable:
         self._histogram = histogram
         self._kind = kind
         self._averaged = averaged
+        self._note = note
         self._host: HostCopy | None = None
         self._index: dict[str, int] | None = None
 
@@ -135,6 +139,11 @@ class StatTable:
     def kind(self) -> str:
         """What was measured, in the singular: ``"gradient"``."""
         return self._kind
+
+    @property
+    def note(self) -> str:
+        """How the table was made, where that was not by kernels alone; else empty."""
+        return self._note
 
     @property
     def averaged(self) -> bool:
@@ -287,7 +296,12 @@ class StatTable:
         arrays: dict[str, NDArray[Any]] = {"data": host.raw}
         if host.histogram is not None:
             arrays["histogram"] = host.histogram
-        header = {"kind": self._kind, "averaged": self._averaged, "names": self.names}
+        header = {
+            "kind": self._kind,
+            "averaged": self._averaged,
+            "note": self._note,
+            "names": self.names,
+        }
         write_table(path, header, arrays)
 
     @classmethod
@@ -302,8 +316,8 @@ class StatTable:
 
         def build(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> StatTable:
             histogram = arrays.get("histogram")
-            names, kind, averaged = header["names"], header["kind"], header["averaged"]
-            return cls._from_host(names, arrays["data"], histogram, kind, averaged)
+            kind, averaged, note = header["kind"], header["averaged"], header.get("note", "")
+            return cls._from_host(header["names"], arrays["data"], histogram, kind, averaged, note)
 
         return read_table(path, build)
 
@@ -389,7 +403,9 @@ class StatTable:
         if self.device.type == "cpu":
             return self
         host = self._read()
-        return self._from_host(self._names, host.raw, host.histogram, self._kind, self._averaged)
+        return self._from_host(
+            self._names, host.raw, host.histogram, self._kind, self._averaged, self._note
+        )
 
     def render(
         self, *, width: int | None = None, max_rows: int | None = None, plain: bool | None = None
@@ -412,6 +428,8 @@ class StatTable:
         parts = [f"{rows} of kind {self._kind!r}", str(self.device)]
         if self._host is None and self.device.type != "cpu":
             return f"StatTable({', '.join(parts)}, not read yet)"  # repr must not wait for a device
+        if self._note:
+            parts.append(self._note)
         if missing := len(self.missing):
             parts.append(f"{missing} missing")
         return f"StatTable({', '.join(parts)}, total_norm={self.total_norm:.4g})"
@@ -422,7 +440,14 @@ class StatTable:
     def __reduce__(self) -> tuple[Any, ...]:
         # Through the host, so that a table from a GPU opens on a machine without one.
         host = self._read()
-        arguments = (self.names, host.raw, host.histogram, self._kind, self._averaged)
+        arguments = (
+            self.names,
+            host.raw,
+            host.histogram,
+            self._kind,
+            self._averaged,
+            self._note,
+        )
         return StatTable._from_host, arguments
 
     def __copy__(self) -> StatTable:
@@ -442,12 +467,22 @@ class StatTable:
         histogram: NDArray[Any] | None,
         kind: str,
         averaged: bool,
+        note: str,
     ) -> StatTable:
         counts = None if histogram is None else torch.from_numpy(histogram.copy())
-        return cls(names, torch.from_numpy(data.copy()), counts, kind=kind, averaged=averaged)
+        return cls(
+            names,
+            torch.from_numpy(data.copy()),
+            counts,
+            kind=kind,
+            averaged=averaged,
+            note=note,
+        )
 
     def _derived(self, data: Tensor, histogram: Tensor | None, averaged: bool) -> StatTable:
-        return StatTable(self._names, data, histogram, kind=self._kind, averaged=averaged)
+        return StatTable(
+            self._names, data, histogram, kind=self._kind, averaged=averaged, note=self._note
+        )
 
     def _positions(self) -> dict[str, int]:
         # Names are looked at when they are first needed: a training step that only measures must

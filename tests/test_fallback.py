@@ -392,3 +392,18 @@ def test_the_warning_points_at_the_caller_once(monkeypatch, call):
     assert warning.category is RuntimeWarning
     assert warning.filename == __file__
     assert warning.lineno == call.__code__.co_firstlineno
+
+
+def test_the_table_says_that_no_kernel_made_it(no_kernel, tmp_path):
+    table = gradstat.tensor_stats([torch.ones(3)], ["a"])
+    words = "cpu tensors by plain torch operations"
+    assert table.note == words
+    assert words in str(table)
+    assert words in repr(table)
+    assert (table + table).note == words
+    table.save(tmp_path / "t.npz")
+    assert gradstat.StatTable.load(tmp_path / "t.npz").note == words
+
+
+def test_a_table_of_the_kernels_says_nothing():
+    assert gradstat.tensor_stats([torch.ones(3)]).note == ""

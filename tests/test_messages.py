@@ -516,3 +516,15 @@ def test_one_except_clause_catches_them_all():
         assert issubclass(error, gradstat.GradstatError)
         with pytest.raises((ValueError, TypeError)):
             call()
+
+
+def test_results_need_real_memory():
+    param = parameter(torch.ones(3))
+    with FakeTensorMode(), pytest.raises(UnsupportedTensorError, match="outside of FakeTensorMode"):
+        gradstat.grad_stats([param])
+
+
+def test_an_order_that_takes_torch_names_the_culprits_too():
+    bad = parameters([torch.ones(2), torch.tensor([math.nan, 1.0]), torch.ones(2)])
+    with pytest.raises(gradstat.NonFiniteNormError, match=r"NaN or Inf in parameter 1\)"):
+        gradstat.clip_grad_norm_(bad, 1.0, norm_type=3.0, error_if_nonfinite=True)
