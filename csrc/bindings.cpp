@@ -2,8 +2,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <limits>
-#include <optional>
+#include <algorithm>
+#include <iterator>
+#include <stdexcept>
+#include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -26,22 +29,80 @@ void require_regular(const TensorList& tensors) {
   }
 }
 
+// Memory of an output that may be left out.
+void* optional_memory(const py::object& tensor, const char* name, const TensorList& beside,
+                      uint8_t code, uint8_t bits, int64_t at_least) {
+  return tensor.is_none() ? nullptr : output_memory(tensor, name, beside, code, bits, at_least);
+}
+
+// What `moments` needs for clipping, as Python hands it over: one object for all steps of a run.
+struct ClipArguments {
+  Program program;
+  py::object out;
+  py::object state;
+  py::object coefficients;
+  py::object grad_scale;
+  py::object norm_f32;
+  py::object found_inf;
+};
+
+using StepTuple = std::tuple<int, std::vector<double>, int64_t>;
+
+Program make_program(int norm_kind, int nonfinite, const std::vector<StepTuple>& steps) {
+  if (steps.size() > kMaxPolicySteps) throw std::invalid_argument("too many policies");
+  Program program = {};
+  program.count = static_cast<int>(steps.size());
+  program.norm_kind = static_cast<NormKind>(norm_kind);
+  program.nonfinite = static_cast<Nonfinite>(nonfinite);
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const auto& [kind, parameters, offset] = steps[i];
+    PolicyStep& step = program.step[i];
+    if (parameters.size() > std::size(step.param)) {
+      throw std::invalid_argument("too many parameters of a policy");
+    }
+    step.kind = static_cast<PolicyKind>(kind);
+    step.state = offset;
+    std::copy(parameters.begin(), parameters.end(), step.param);
+  }
+  return program;
+}
+
+bool has_per_tensor_step(const Program& program) {
+  return std::any_of(program.step, program.step + program.count, [](const PolicyStep& step) {
+    return step.kind == PolicyKind::kPerLayer || step.kind == PolicyKind::kAdaGc;
+  });
+}
+
+ClipRequest clip_request(const ClipArguments& clip, const TensorList& tensors, int64_t count) {
+  const auto memory = [&](const py::object& tensor, const char* name, uint8_t bits, int64_t least) {
+    return optional_memory(tensor, name, tensors, dlpack::kFloat, bits, least);
+  };
+  const ClipRequest request = {
+      clip.program,
+      static_cast<double*>(memory(clip.out, "out", 64, kNumClipOut)),
+      static_cast<double*>(memory(clip.state, "state", 64, kNumClipCounters)),
+      static_cast<double*>(memory(clip.coefficients, "coefficients", 64, count)),
+      static_cast<const float*>(memory(clip.grad_scale, "grad_scale", 32, 1)),
+      static_cast<float*>(memory(clip.norm_f32, "norm_f32", 32, 1)),
+      static_cast<float*>(memory(clip.found_inf, "found_inf", 32, 1))};
+  if (has_per_tensor_step(clip.program) && request.coefficients == nullptr) {
+    throw std::invalid_argument("coefficients must be given for a policy of each tensor");
+  }
+  return request;
+}
+
 void moments(const TensorList& tensors, const py::object& table, const py::object& histogram,
-             const py::object& clip_out, double max_norm, int norm_kind,
-             const py::object& workspace, const py::object& counter, int threads) {
+             const ClipArguments* clip_arguments, const py::object& workspace,
+             const py::object& counter, int threads) {
   require_regular(tensors);
   const int64_t rows = tensors.size() + 1;
-  const auto output = [&](const py::object& tensor, const char* name, uint8_t code, uint8_t bits,
-                          int64_t at_least) -> void* {
-    return tensor.is_none() ? nullptr : output_memory(tensor, name, tensors, code, bits, at_least);
-  };
   auto* table_at = static_cast<double*>(
       output_memory(table, "table", tensors, dlpack::kFloat, 64, rows * kNumColumns));
-  auto* histogram_at =
-      static_cast<int64_t*>(output(histogram, "histogram", kInt, 64, rows * kHistogramBins));
-  const ClipRequest clip = {
-      max_norm, static_cast<NormKind>(norm_kind),
-      static_cast<double*>(output(clip_out, "clip_out", dlpack::kFloat, 64, 2))};
+  auto* histogram_at = static_cast<int64_t*>(
+      optional_memory(histogram, "histogram", tensors, kInt, 64, rows * kHistogramBins));
+  const ClipRequest clip = clip_arguments != nullptr
+                               ? clip_request(*clip_arguments, tensors, tensors.size())
+                               : ClipRequest{};
   const TensorRef* refs = tensors.refs().data();
   if (!tensors.on_cuda()) {
     const py::gil_scoped_release no_gil;
@@ -56,6 +117,14 @@ void moments(const TensorList& tensors, const py::object& table, const py::objec
   const py::gil_scoped_release no_gil;
   cuda::moments(refs, tensors.size(), table_at, histogram_at, clip, workspace_at, counter_at,
                 tensors.device_id(), stream);
+}
+
+// The same decision from a finished table on the CPU, for tensors that no kernel reads.
+void run_clip(const py::object& table, const ClipArguments& clip_arguments, int64_t count) {
+  const TensorList on_cpu(py::list(), false);
+  auto* table_at = static_cast<double*>(
+      output_memory(table, "table", on_cpu, dlpack::kFloat, 64, (count + 1) * kNumColumns));
+  cpu::run_clip(table_at, count, clip_request(clip_arguments, on_cpu, count));
 }
 
 int64_t moments_workspace_bytes(const TensorList& tensors) {
@@ -119,17 +188,31 @@ PYBIND11_MODULE(_native, module) {
       .def_property_readonly("irregular", &TensorList::irregular)
       .def_property_readonly("repeated", &TensorList::repeated)
       .def_property_readonly("has_f64", &TensorList::has_f64)
+      .def_property_readonly("n_present", &TensorList::present)
       .def_property_readonly("on_cuda", &TensorList::on_cuda)
       .def_property_readonly("device_index", &TensorList::device_id)
       .def_property_readonly("objects", &TensorList::objects);
 
+  py::class_<ClipArguments>(module, "Clip")
+      .def(py::init([](int norm_kind, int nonfinite, const std::vector<StepTuple>& steps) {
+             const py::none none;
+             return ClipArguments{
+                 make_program(norm_kind, nonfinite, steps), none, none, none, none, none, none};
+           }),
+           py::arg("norm_kind"), py::arg("nonfinite"), py::arg("steps"))
+      .def_readwrite("out", &ClipArguments::out)
+      .def_readwrite("state", &ClipArguments::state)
+      .def_readwrite("coefficients", &ClipArguments::coefficients)
+      .def_readwrite("grad_scale", &ClipArguments::grad_scale)
+      .def_readwrite("norm_f32", &ClipArguments::norm_f32)
+      .def_readwrite("found_inf", &ClipArguments::found_inf);
+
   module.def("register_tensor_types", &register_tensor_types, py::arg("types"));
   module.def("moments", &moments, py::arg("tensors"), py::arg("table"),
-             py::arg("histogram") = py::none(), py::arg("clip_out") = py::none(),
-             py::arg("max_norm") = std::numeric_limits<double>::infinity(),
-             py::arg("norm_kind") = static_cast<int>(NormKind::kL2),
+             py::arg("histogram") = py::none(), py::arg("clip") = py::none(),
              py::arg("workspace") = py::none(), py::arg("counter") = py::none(),
              py::arg("threads") = 1);
+  module.def("run_clip", &run_clip, py::arg("table"), py::arg("clip"), py::arg("count"));
   module.def("moments_workspace_bytes", &moments_workspace_bytes, py::arg("tensors"));
   module.def("scale", &scale, py::arg("tensors"), py::arg("coefficient"), py::arg("per_tensor"),
              py::arg("threads") = 1);
@@ -143,6 +226,8 @@ PYBIND11_MODULE(_native, module) {
   module.def("cuda_is_built", &cuda::is_built);
   module.def("cuda_devices", &cuda_devices);
   module.attr("cuda_reason") = GRADSTAT_CUDA_REASON;
+  module.attr("NUM_CLIP_OUT") = static_cast<int>(kNumClipOut);
+  module.attr("NUM_CLIP_COUNTERS") = static_cast<int>(kNumClipCounters);
   module.attr("NUM_COLUMNS") = static_cast<int>(kNumColumns);
   module.attr("HISTOGRAM_BINS") = kHistogramBins;
 }

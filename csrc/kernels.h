@@ -55,13 +55,60 @@ constexpr int kHistogramBins = 256;
 // Order of the norm that a clip coefficient is taken from.
 enum class NormKind : int { kL1 = 1, kL2 = 2, kMax = 3 };
 
-// Where moments leaves what clipping needs: {norm, coefficient}, coefficient =
-// min(1, max_norm / (norm + 1e-6)), computed in double. A norm of Inf gives 0, a norm of NaN gives
-// 1 (there is no factor that would mend it), max_norm = Inf gives 1.
+// ---- clipping -----------------------------------------------------------------------------------
+
+// What each policy does stands in policy.h, with its parameters and its source.
+enum class PolicyKind : int { kGlobalNorm, kPercentile, kZClip, kSkipOnSpike, kPerLayer, kAdaGc };
+
+constexpr int kMaxPolicyParameters = 6;
+struct PolicyStep {
+  PolicyKind kind;
+  double param[kMaxPolicyParameters];
+  int64_t state;  // offset of its state in ClipRequest::state, in doubles
+};
+
+// What a norm of NaN or Inf does. kKeep: nothing is changed. kSkip: the step is to be skipped.
+// kZero: the norm is taken over the finite elements (whoever scales sets the others to zero).
+// kClip: Inf gives the factor 0; NaN gives 1, since there is no factor that would mend it.
+enum class Nonfinite : int { kKeep, kSkip, kZero, kClip };
+
+constexpr int kMaxPolicySteps = 4;
+struct Program {
+  int count;
+  NormKind norm_kind;
+  Nonfinite nonfinite;
+  PolicyStep step[kMaxPolicySteps];
+};
+
+// Places in ClipRequest::out.
+enum ClipOut : int {
+  kOutNorm,         // total norm before clipping, NaN or Inf where an element is
+  kOutFactor,       // what every gradient is to be multiplied by (coefficients hold it already)
+  kOutCoefficient,  // total norm after clipping over total norm before
+  kOutSkip,         // 1 where the step is to be skipped, else 0
+  kOutAllowed,      // norm that the last global policy allowed, Inf where it allowed any
+  kOutFinite,       // 1 where every gradient is finite, else 0
+  kNumClipOut
+};
+
+// Places in ClipRequest::state; the policies' own state follows.
+enum ClipCounter : int {
+  kCounterSteps,
+  kCounterClipped,
+  kCounterSkipped,
+  kCounterSkippedInARow,
+  kNumClipCounters
+};
+
+// Everything lies on the tensors' device. Pointers other than `out` may be null.
 struct ClipRequest {
-  double max_norm;
-  NormKind kind;
-  double* out;  // two doubles on the tensors' device; nullptr: no coefficient wanted
+  Program program;
+  double* out;              // kNumClipOut doubles; null: no clipping wanted
+  double* state;            // counters and the policies' state
+  double* coefficients;     // one for each tensor; needed by kPerLayer and kAdaGc
+  const float* grad_scale;  // gradients hold this multiple of the true ones; the norms are divided
+  float* norm_f32;          // the norm once more, rounded: what most callers return
+  float* found_inf;         // becomes 1 where the step is to be skipped, else 0
 };
 
 namespace cpu {
@@ -70,6 +117,9 @@ namespace cpu {
 // histogram is not null, histogram[count + 1][kHistogramBins]. Reads each tensor once.
 void moments(const TensorRef* tensors, int64_t count, double* table, int64_t* histogram,
              const ClipRequest& clip, int threads);
+
+// Runs a clip program on a finished table in host memory, such as `moments` fills.
+void run_clip(const double* table, int64_t count, const ClipRequest& clip);
 
 // tensor[i] *= coefficient[i * stride] (stride 0: one coefficient for all). The product is taken in
 // double and rounded to the tensor's dtype, to 16 bits by way of fp32. A coefficient of 1 or NaN

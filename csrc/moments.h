@@ -171,11 +171,4 @@ GRADSTAT_HD static inline double norm_of(const Moments& totals, NormKind kind) {
                                   : l2_of(totals);
 }
 
-// 1e-6: torch.nn.utils.clip_grad_norm_ guards its division with the same constant.
-GRADSTAT_HD static inline double clip_coefficient(double norm, double max_norm) {
-  if (norm != norm || max_norm == HUGE_VAL) return 1.0;
-  const double coefficient = max_norm / (norm + 1e-6);
-  return coefficient < 1.0 ? coefficient : 1.0;
-}
-
 }  // namespace gradstat

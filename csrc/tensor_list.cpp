@@ -182,6 +182,7 @@ TensorList::TensorList(const py::sequence& tensors, bool take_grad, bool or_itse
     TensorRef* ref = &refs_[static_cast<size_t>(i)];
     *ref = {nullptr, kMissing, 0, 0, DType::kF32};
     if (objects_.back().is_none()) continue;
+    ++present_;
     if (!read(objects_.back().ptr(), ref)) irregular_.push_back(i);
   }
 }

@@ -31,6 +31,7 @@ class TensorList {
   // Positions of items that stand earlier in the list too; found only where take_grad.
   const std::vector<int64_t>& repeated() const { return repeated_; }
   bool has_f64() const { return has_f64_; }
+  int64_t present() const { return present_; }  // how many are not missing
   int64_t size() const { return static_cast<int64_t>(refs_.size()); }
 
   // The tensors to write to: where several share their memory (one gradient of two parameters), the
@@ -55,6 +56,7 @@ class TensorList {
   std::vector<int64_t> irregular_;
   std::vector<int64_t> repeated_;
   bool has_f64_ = false;
+  int64_t present_ = 0;
   bool take_grad_;
   int device_type_ = -1;
   int device_id_ = 0;

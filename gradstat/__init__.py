@@ -2,7 +2,21 @@
 
 from importlib import metadata as _metadata
 
-from gradstat.clipping import clip_grad_norm_, clip_grad_value_, get_total_norm
+from gradstat.clipping import (
+    AGC,
+    AdaGC,
+    AutoClip,
+    Chain,
+    GlobalNorm,
+    PerLayer,
+    Policy,
+    SkipOnSpike,
+    Value,
+    ZClip,
+    clip_grad_norm_,
+    clip_grad_value_,
+    get_total_norm,
+)
 from gradstat.config import Config, get_config, show_config
 from gradstat.errors import (
     ArgumentTypeError,
@@ -15,26 +29,43 @@ from gradstat.errors import (
     NonFiniteNormError,
     UnsupportedTensorError,
 )
+from gradstat.monitor import Monitor
+from gradstat.optimizer import attach, detach
 from gradstat.stats import grad_stats, tensor_stats
 from gradstat.table import StatRow, StatTable
+from gradstat.wrapper import GradStatOptimizer
 
 __version__ = _metadata.version("gradstat")
 
 __all__ = [
+    "AGC",
+    "AdaGC",
     "ArgumentTypeError",
     "ArgumentValueError",
+    "AutoClip",
+    "Chain",
     "Config",
     "CudaError",
+    "GlobalNorm",
+    "GradStatOptimizer",
     "GradstatError",
     "LayerNotFoundError",
     "MissingPackageError",
+    "Monitor",
     "NativeModuleError",
     "NonFiniteNormError",
+    "PerLayer",
+    "Policy",
+    "SkipOnSpike",
     "StatRow",
     "StatTable",
     "UnsupportedTensorError",
+    "Value",
+    "ZClip",
+    "attach",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "detach",
     "get_config",
     "get_total_norm",
     "grad_stats",

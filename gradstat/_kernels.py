@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -40,6 +41,25 @@ NUM_COLUMNS: int = _native.NUM_COLUMNS
 HISTOGRAM_BINS: int = _native.HISTOGRAM_BINS
 NORM_KINDS = {1.0: 1, 2.0: 2, math.inf: 3}
 """Orders of the norms that the kernels take, and their number in ``csrc/kernels.h``."""
+
+NUM_CLIP_OUT: int = _native.NUM_CLIP_OUT
+NUM_CLIP_COUNTERS: int = _native.NUM_CLIP_COUNTERS
+# Places in ClipRequest::out and ClipRequest::state (csrc/kernels.h).
+OUT_NORM, OUT_FACTOR, OUT_COEFFICIENT, OUT_SKIP, OUT_ALLOWED, OUT_FINITE = range(6)
+COUNTER_STEPS, COUNTER_CLIPPED, COUNTER_SKIPPED, COUNTER_SKIPPED_IN_A_ROW = range(4)
+
+
+class Nonfinite(IntEnum):
+    """What a norm of NaN or Inf does; numbers and meaning in ``csrc/kernels.h``."""
+
+    KEEP = 0
+    SKIP = 1
+    ZERO = 2
+    CLIP = 3
+
+
+ClipStep = tuple[int, list[float], int]
+"""Number of a policy, its parameters, and where its state begins."""
 
 NameOf = Callable[[int], str]
 
@@ -91,6 +111,16 @@ class Batch:
         """Device of the results: that of the only part, and the CPU's where there are several."""
         part = self.parts[0]
         return part.device if len(self.parts) == 1 and part.native else torch.device("cpu")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether every tensor is missing."""
+        return all(
+            part.tensors.n_present == 0
+            if part.native
+            else not any(tensor is not None for tensor in part.objects)
+            for part in self.parts
+        )
 
     @property
     def note(self) -> str:
@@ -206,12 +236,12 @@ def _launch(
     part: Part,
     size: int,
     histogram: bool,
-    clip_out: Tensor | None = None,
-    max_norm: float = math.inf,
-    norm_kind: int = 2,
+    clip: Any = None,
+    table: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     device = part.device
-    table = torch.empty((size + 1, NUM_COLUMNS), dtype=torch.float64, device=device)
+    if table is None:
+        table = torch.empty((size + 1, NUM_COLUMNS), dtype=torch.float64, device=device)
     if type(table) is not Tensor:
         raise UnsupportedTensorError(
             f"results must go to real memory, but new tensors are {type(table).__name__} here; "
@@ -223,24 +253,12 @@ def _launch(
         else None
     )
     if device.type == "cpu":
-        _native.moments(
-            part.tensors,
-            table,
-            bins,
-            clip_out,
-            max_norm,
-            norm_kind,
-            None,
-            None,
-            torch.get_num_threads(),
-        )
+        _native.moments(part.tensors, table, bins, clip, threads=torch.get_num_threads())
         return table, bins
     n_bytes = _native.moments_workspace_bytes(part.tensors)
     workspace = torch.empty(n_bytes, dtype=torch.uint8, device=device)
     with _cuda_device(device):
-        _native.moments(
-            part.tensors, table, bins, clip_out, max_norm, norm_kind, workspace, _counter(device), 1
-        )
+        _native.moments(part.tensors, table, bins, clip, workspace, _counter(device))
     return table, bins
 
 
@@ -291,22 +309,41 @@ def _correct_sparse_rows(table: Tensor, readable: dict[int, Readable]) -> None:
         table[index, columns] = right
 
 
-def norm_and_coefficient(
-    batch: Batch, max_norm: float, norm_type: float
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the norm over all tensors of a batch and the factor that clips it to ``max_norm``.
+@dataclass(frozen=True)
+class Norm:
+    """The norm over all tensors of a batch and the factor that clips it."""
 
-    Returns:
-        ``(norm, coefficient, table)``: fp64 of shapes () and (1,) on the first part's device (on
-        the CPU where that device has no kernel), and the table where one was made on the way.
-        Synchronises only where a device has no kernel.
+    exact: Tensor
+    """fp64 of shape (): NaN or Inf only if an element is."""
+
+    result: Tensor
+    """The same in ``Batch.result_dtype``, where it may be rounded to Inf."""
+
+    coefficient: Tensor
+    """fp64 of shape (1,)."""
+
+    table: Tensor | None
+    """The batch's table, where one was made on the way."""
+
+
+def total_norm(batch: Batch, max_norm: float, norm_type: float) -> Norm:
+    """Return the norm of order ``norm_type`` and the factor that clips it to ``max_norm``.
+
+    Everything lies on the first part's device, on the CPU where that has no kernel. Synchronises
+    only where a device has no kernel.
     """
     part = batch.parts[0]
     kind = NORM_KINDS.get(norm_type)
     if kind is not None and len(batch.parts) == 1 and part.native:
-        clip_out = torch.empty(2, dtype=torch.float64, device=part.device)
-        table, _ = _launch(part, batch.size, False, clip_out, max_norm, kind)
-        return clip_out[0], clip_out[1:], table
+        unlimited = max_norm == math.inf
+        steps: list[ClipStep] = [] if unlimited else [(0, [max_norm], 0)]
+        clip = _native.Clip(kind, Nonfinite.KEEP if unlimited else Nonfinite.CLIP, steps)
+        clip.out = out = torch.empty(NUM_CLIP_OUT, dtype=torch.float64, device=part.device)
+        norm = result = out[OUT_NORM]
+        if batch.result_dtype is torch.float32:  # rounded by the kernel: one launch less
+            clip.norm_f32 = result = torch.empty((), dtype=torch.float32, device=part.device)
+        table, _ = _launch(part, batch.size, False, clip)
+        return Norm(norm, result, out[OUT_FACTOR : OUT_FACTOR + 1], table)
     device = part.device if part.native else torch.device("cpu")
     tables = [
         _launch(p, batch.size, False)[0] if p.native else _fallback.moments(p.objects, False)[0]
@@ -320,9 +357,36 @@ def norm_and_coefficient(
             for p, t in zip(batch.parts, tables, strict=True)
         ]
         norm = _fallback.norm_of_norms(torch.cat(norms), norm_type)
+    coefficient = _fallback.clip_coefficient(norm, max_norm)
     # Positions in the first table are those of the batch only where there is one part.
     only_table = tables[0] if len(tables) == 1 else None
-    return norm, _fallback.clip_coefficient(norm, max_norm), only_table
+    return Norm(norm, norm.to(batch.result_dtype), coefficient, only_table)
+
+
+def make_clip(nonfinite: Nonfinite, steps: Sequence[ClipStep]) -> Any:
+    """Return what `moments_and_clip` runs: policies of the L2 norm, with places for their data."""
+    return _native.Clip(2, nonfinite, steps)
+
+
+def moments_and_clip(batch: Batch, table: Tensor, clip: Any) -> None:
+    """Fill a table and let the clip program decide on the step, in one read of the tensors.
+
+    Args:
+        batch: Gradients.
+        table: fp64 (size + 1, 12) on ``batch.device``, written.
+        clip: From `make_clip`, with ``out`` and ``state`` (and what else the policies need) set to
+            tensors on ``batch.device``.
+
+    Synchronises only where tensors lie on several devices or on one without a kernel: the table
+    and the decision are then made on the CPU.
+    """
+    part = batch.parts[0]
+    if len(batch.parts) == 1 and part.native:
+        _launch(part, batch.size, False, clip, table)
+        _correct_sparse_rows(table, part.readable)
+        return
+    table.copy_(moments(batch)[0])
+    _native.run_clip(table, clip, batch.size)
 
 
 def scale(batch: Batch, coefficient: Tensor, *, name_of: NameOf = describe_position) -> None:

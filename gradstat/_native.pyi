@@ -7,6 +7,8 @@ from torch import Tensor
 
 NUM_COLUMNS: int
 HISTOGRAM_BINS: int
+NUM_CLIP_OUT: int
+NUM_CLIP_COUNTERS: int
 cuda_reason: str
 
 @type_check_only
@@ -24,24 +26,36 @@ class TensorList(metaclass=_PybindType):
     @property
     def has_f64(self) -> bool: ...
     @property
+    def n_present(self) -> int: ...
+    @property
     def on_cuda(self) -> bool: ...
     @property
     def device_index(self) -> int: ...
     @property
     def objects(self) -> list[Any]: ...
 
+class Clip(metaclass=_PybindType):
+    out: Tensor | None
+    state: Tensor | None
+    coefficients: Tensor | None
+    grad_scale: Tensor | None
+    norm_f32: Tensor | None
+    found_inf: Tensor | None
+    def __init__(
+        self, norm_kind: int, nonfinite: int, steps: Sequence[tuple[int, Sequence[float], int]]
+    ) -> None: ...
+
 def register_tensor_types(types: Sequence[type]) -> None: ...
 def moments(
     tensors: TensorList,
     table: Tensor,
     histogram: Tensor | None = None,
-    clip_out: Tensor | None = None,
-    max_norm: float = ...,
-    norm_kind: int = 2,
+    clip: Clip | None = None,
     workspace: Tensor | None = None,
     counter: Tensor | None = None,
     threads: int = 1,
 ) -> None: ...
+def run_clip(table: Tensor, clip: Clip, count: int) -> None: ...
 def moments_workspace_bytes(tensors: TensorList) -> int: ...
 def scale(tensors: TensorList, coefficient: Tensor, per_tensor: bool, threads: int = 1) -> None: ...
 def clamp(tensors: TensorList, limit: float, threads: int = 1) -> None: ...

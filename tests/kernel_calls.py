@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from reference import COLUMNS, moments
 from torch import Tensor
 
 from gradstat import _native
+from gradstat._kernels import OUT_FACTOR, OUT_NORM, Nonfinite
+from gradstat.clipping.policies import Opcode
 
 # Best first, and whether this processor runs each.
 CPU_VARIANTS: dict[str, bool] = dict(_native.cpu_variants())
@@ -57,9 +59,17 @@ def run_moments(
     bins = None
     if histogram:
         bins = torch.full((len(tensors) + 1, _native.HISTOGRAM_BINS), -7, dtype=torch.int64)
-    clip = torch.full((2,), -7.0, dtype=torch.float64)
-    _native.moments(listed, table, bins, clip, max_norm, norm_kind, threads=threads)
-    return Result(table, bins, clip[0].item(), clip[1].item())
+    clip = clip_to(max_norm, norm_kind)
+    clip.out = out = torch.full((_native.NUM_CLIP_OUT,), -7.0, dtype=torch.float64)
+    _native.moments(listed, table, bins, clip, threads=threads)
+    return Result(table, bins, out[OUT_NORM].item(), out[OUT_FACTOR].item())
+
+
+def clip_to(max_norm: float, norm_kind: int) -> Any:
+    """Return the clip program of clip_grad_norm_."""
+    if max_norm == math.inf:
+        return _native.Clip(norm_kind, Nonfinite.KEEP, [])
+    return _native.Clip(norm_kind, Nonfinite.CLIP, [(Opcode.GLOBAL_NORM, [max_norm], 0)])
 
 
 def scale_in_place(

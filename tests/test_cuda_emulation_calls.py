@@ -112,11 +112,11 @@ def test_packing_of_any_size(cuda):
     assert cuda.packing(kinds) == 1
     assert cuda.packing([]) == 0
     small = [kinds[5], kinds[6]]
-    assert cuda.packing(small * 812) == 1
-    assert cuda.packing(small * 813) == 2
+    assert cuda.packing(small * 800) == 1
+    assert cuda.packing(small * 801) == 2
     wide = [described(24, 3, 4, 0), kinds[4]]
-    assert cuda.packing(wide * 270) == 1
-    assert cuda.packing(wide * 271) == 2
+    assert cuda.packing(wide * 266) == 1
+    assert cuda.packing(wide * 267) == 2
     assert cuda.packing((small + wide) * 2000) == 10
 
 

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <memory>
 
+#include "../policy.h"
 #include "chunks.h"
 #include "dispatch.h"
 #include "subnormals.h"
@@ -154,10 +155,21 @@ void moments(const TensorRef* tensors, int64_t count, double* table, int64_t* hi
                   table + i * kNumColumns, &totals);
   }
   write_row(totals.moments, totals.numel, totals.rows, table + count * kNumColumns);
-  if (clip.out != nullptr) {
-    clip.out[0] = norm_of(totals.moments, clip.kind);
-    clip.out[1] = clip_coefficient(clip.out[0], clip.max_norm);
-  }
+  if (clip.out != nullptr) run_program(clip, table, count, totals.moments, SingleThread());
+}
+
+void run_clip(const double* table, int64_t count, const ClipRequest& clip) {
+  const double* row = table + count * kNumColumns;
+  Moments totals = empty_moments();
+  totals.nans = static_cast<int64_t>(row[kNans]);
+  totals.infs = static_cast<int64_t>(row[kInfs]);
+  totals.abs_sum = row[kAbsSum];
+  totals.abs_max = row[kAbsMax];
+  // l2 back into the three ranges: whichever holds its square.
+  const Range range = range_of(row[kL2]);
+  const double scaled = row[kL2] * range_scale(range);
+  totals.sq_sum[range] = scaled * scaled;
+  run_program(clip, table, count, totals, SingleThread());
 }
 
 }  // namespace gradstat::cpu

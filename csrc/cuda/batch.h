@@ -36,7 +36,7 @@ constexpr uint64_t kWideBit = uint64_t{1} << 61;
 constexpr uint64_t kMissingBit = uint64_t{1} << 60;
 constexpr uint64_t kAddressMask = kMissingBit - 1;
 
-constexpr int kBatchTensors = 1624;
+constexpr int kBatchTensors = 1600;
 // One chunk is one block, and a grid has at most 2^31 - 1 of them (one more holds no chunk).
 constexpr int64_t kMaxChunks = (int64_t{1} << 31) - 2;
 

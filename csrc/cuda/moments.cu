@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "../policy.h"
 #include "accumulate.h"
 #include "batch.h"
 #include "dead_rows.h"
@@ -46,7 +47,8 @@ struct Task {
 
 struct Shared {
   Task task;
-  Moments of_warps[kWarps];  // [0] becomes the block's result
+  Moments of_warps[kWarps];     // [0] becomes the block's result
+  double sum_of_warps[kWarps];  // of BlockGroup
   uint32_t dead_rows;
   bool is_last;
 };
@@ -178,16 +180,36 @@ __device__ void write_rows_without_chunks(const MomentsParameters& p) {
   }
 }
 
+// The block as the group that runs a clip program.
+class BlockGroup {
+ public:
+  explicit __device__ BlockGroup(Shared* shared) : shared_(shared) {}
+  __device__ int rank() const { return static_cast<int>(threadIdx.x); }
+  __device__ int size() const { return kThreads; }
+  __device__ void sync() const { __syncthreads(); }
+  __device__ double sum(double value) const {
+    value = warp_sum(value);
+    __syncthreads();  // sum_of_warps may still be read from the call before
+    if (lane_index() == 0) shared_->sum_of_warps[warp_index()] = value;
+    __syncthreads();
+    double total = 0;
+    for (int warp = 0; warp < kWarps; ++warp) total += shared_->sum_of_warps[warp];
+    return total;
+  }
+
+ private:
+  Shared* shared_;
+};
+
 __device__ void write_totals(const MomentsParameters& p, Shared* shared) {
   merge_all(p.of_tensors, p.count, shared);
-  if (threadIdx.x != 0) return;
   const Moments& totals = shared->of_warps[0];
-  write_row(totals, p.total_numel, p.total_rows, p.table + p.count * kNumColumns);
-  if (p.clip.out != nullptr) {
-    p.clip.out[0] = norm_of(totals, p.clip.kind);
-    p.clip.out[1] = clip_coefficient(p.clip.out[0], p.clip.max_norm);
+  if (threadIdx.x == 0) {
+    write_row(totals, p.total_numel, p.total_rows, p.table + p.count * kNumColumns);
+    *p.counter = 0;
   }
-  *p.counter = 0;
+  // Rows that other blocks wrote are in sight since arrive_last.
+  if (p.clip.out != nullptr) run_program(p.clip, p.table, p.count, totals, BlockGroup(shared));
 }
 
 template <bool kHistogram>

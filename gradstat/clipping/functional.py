@@ -65,10 +65,10 @@ def clip_grad_norm_(
     """
     max_norm = _non_negative(max_norm, "max_norm", 'use float("inf") to disable clipping')
     batch, name_of = _gather(parameters, "parameters", take_grad=True)
-    norm, coefficient = _measure(batch, name_of, max_norm, norm_type, error_if_nonfinite)
-    if coefficient.device.type != "cpu" or coefficient.item() < 1:
-        _kernels.scale(batch, coefficient, name_of=name_of)
-    return norm
+    norm = _measure(batch, name_of, max_norm, norm_type, error_if_nonfinite)
+    if norm.coefficient.device.type != "cpu" or norm.coefficient.item() < 1:
+        _kernels.scale(batch, norm.coefficient, name_of=name_of)
+    return norm.result
 
 
 def get_total_norm(
@@ -96,8 +96,7 @@ def get_total_norm(
         NonFiniteNormError: The norm is NaN or Inf and ``error_if_nonfinite``.
     """
     batch, name_of = _gather(tensors, "tensors", take_grad=False)
-    norm, _ = _measure(batch, name_of, math.inf, norm_type, error_if_nonfinite)
-    return norm
+    return _measure(batch, name_of, math.inf, norm_type, error_if_nonfinite).result
 
 
 def clip_grad_value_(
@@ -171,8 +170,8 @@ def _measure(
     max_norm: float,
     norm_type: Any,
     error_if_nonfinite: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return the norm in its public dtype and the fp64 coefficient; raise where asked to."""
+) -> _kernels.Norm:
+    """Return the norm and its coefficient; raise where asked to."""
     try:
         order = float(norm_type)
     except (TypeError, ValueError):
@@ -181,14 +180,14 @@ def _measure(
         ) from None
     if math.isnan(order):
         raise ArgumentValueError("norm_type must not be NaN, got nan; use 2.0 or math.inf")
-    norm, coefficient, table = _kernels.norm_and_coefficient(batch, max_norm, order)
-    if error_if_nonfinite and not math.isfinite(norm.item()):
+    norm = _kernels.total_norm(batch, max_norm, order)
+    if error_if_nonfinite and not math.isfinite(norm.exact.item()):
         raise NonFiniteNormError(
             f"the total norm of order {order} must be finite for error_if_nonfinite=True, got "
-            f"{norm.item()}{_culprits(table, name_of)}; no gradient was changed. Pass "
+            f"{norm.exact.item()}{_culprits(norm.table, name_of)}; no gradient was changed. Pass "
             "error_if_nonfinite=False to go on, or skip the step"
         )
-    return norm.to(batch.result_dtype), coefficient
+    return norm
 
 
 def _culprits(table: Tensor | None, name_of: _kernels.NameOf) -> str:

@@ -26,6 +26,7 @@ from kernel_calls import Result
 from torch import Tensor
 
 from gradstat import _native
+from gradstat._kernels import OUT_FACTOR, OUT_NORM
 
 HERE = Path(__file__).parent
 CUDA_SOURCES = HERE.parents[1] / "csrc" / "cuda"
@@ -114,7 +115,7 @@ class Emulator:
         bins = None
         if histogram:
             bins = torch.full((len(tensors) + 1, _native.HISTOGRAM_BINS), -7, dtype=torch.int64)
-        clip = torch.full((2,), -7.0, dtype=torch.float64)
+        clip = torch.full((_native.NUM_CLIP_OUT,), -7.0, dtype=torch.float64)
         self._call(
             "moments",
             *self._list([ref(tensor) for tensor in tensors]),
@@ -126,7 +127,7 @@ class Emulator:
             device,
             ctypes.c_uint64(seed),
         )
-        return Result(table, bins, clip[0].item(), clip[1].item())
+        return Result(table, bins, clip[OUT_NORM].item(), clip[OUT_FACTOR].item())
 
     def scale(
         self,

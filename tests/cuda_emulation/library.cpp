@@ -47,7 +47,15 @@ const char* emulated_moments(const gradstat::TensorRef* tensors, int64_t count, 
     const auto workspace = std::make_unique<char[]>(static_cast<size_t>(bytes));
     std::memset(workspace.get(), 0xa5, static_cast<size_t>(bytes));
     const auto counter = std::make_unique<uint32_t>(0);
-    const gradstat::ClipRequest clip = {max_norm, static_cast<gradstat::NormKind>(kind), clip_out};
+    gradstat::ClipRequest clip = {};
+    clip.program.norm_kind = static_cast<gradstat::NormKind>(kind);
+    clip.program.nonfinite = gradstat::Nonfinite::kKeep;
+    if (max_norm < HUGE_VAL) {
+      clip.program.nonfinite = gradstat::Nonfinite::kClip;
+      clip.program.count = 1;
+      clip.program.step[0] = {gradstat::PolicyKind::kGlobalNorm, {max_norm}, 0};
+    }
+    clip.out = clip_out;
     gradstat::cuda::moments(tensors, count, table, histogram, clip, workspace.get(), counter.get(),
                             device, nullptr);
     if (*counter != 0) g_error = "the counter does not hold 0 again";

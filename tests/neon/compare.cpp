@@ -128,8 +128,7 @@ Result moments_of(const char* variant, const Format& format, const char* data, i
   Result result;
   const TensorRef tensor = {const_cast<char*>(data), n, 1, n, format.dtype};
   cpu::use_variant(variant);
-  cpu::moments(&tensor, 1, result.table[0], result.histogram[0], {HUGE_VAL, NormKind::kL2, nullptr},
-               threads);
+  cpu::moments(&tensor, 1, result.table[0], result.histogram[0], ClipRequest{}, threads);
   return result;
 }
 

@@ -1,0 +1,334 @@
+"""The seam: hooks that measure, clip and skip around an optimizer's own step.
+
+The order of a step: torch calls `Seam.before_step`, which reads the gradients once, scales them
+where the policy says so, and keeps the step from happening where it must not; torch steps; then
+`Seam.after_step` gives back what was borrowed and counts the step. With a closure the gradients are
+read after each call of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradstat import _kernels
+from gradstat._alarms import Alarms
+from gradstat._loan import Held, Loan
+from gradstat._loss_scale import OverflowCount, amp_scalar, is_fused, makes_momentum
+from gradstat._recorder import Recorder
+from gradstat._warnings import warn_user
+from gradstat._watched import Watched
+from gradstat.clipping.clipper import Clipper
+from gradstat.columns import INFS, NANS
+from gradstat.errors import GradstatError, NonFiniteNormError
+from gradstat.monitor import Monitor
+
+CallableT = TypeVar("CallableT", bound=Callable[..., Any])
+
+_TORCH_STEP = Optimizer.profile_hook_step(lambda self: None).__code__
+"""The function that torch puts around every step, where it fires the hooks."""
+
+STATE_KEY = "gradstat"
+KERNEL_RULE = {
+    "skip": _kernels.Nonfinite.SKIP,
+    "zero": _kernels.Nonfinite.ZERO,
+    "raise": _kernels.Nonfinite.KEEP,
+    "propagate": _kernels.Nonfinite.KEEP,
+}
+"""What the kernel is told for each ``on_nonfinite``."""
+
+
+class Seam:
+    """The hooks of one optimizer."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        watched: Watched,
+        clipper: Clipper,
+        recorder: Recorder,
+        overflows: OverflowCount,
+        on_nonfinite: str,
+    ) -> None:
+        self.watched = watched
+        self.alarms = Alarms()
+        self.monitor = Monitor(clipper, recorder, overflows)
+        self._clipper = clipper
+        self._recorder = recorder
+        self._overflows = overflows
+        self._on_nonfinite = on_nonfinite
+        self._only_watches = clipper.policy is None and on_nonfinite == "propagate"
+        self._loan = Loan()
+        self._parameters: list[Tensor] = []
+        self._found_inf: Tensor | None = None
+        self._skipped: bool | None = False
+        self._is_stepping = False
+        self._has_nested = False
+        self._is_phantom = False
+        self._has_failed = False
+        self._saved: dict[str, Any] | None = None
+        # Nobody can trace into the kernels: a compiled step calls these as they are.
+        self._before_untraced = _untraced(self._before)
+        self._after_untraced = _untraced(self._after)
+        self._handles = [
+            optimizer.register_step_pre_hook(self.before_step),
+            optimizer.register_step_post_hook(self.after_step),
+            optimizer.register_state_dict_post_hook(self._save),
+            optimizer.register_load_state_dict_pre_hook(self._before_load),
+            optimizer.register_load_state_dict_post_hook(self._after_load),
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off, and give back what a step that raised may have left."""
+        self._loan.give_back()
+        for handle in self._handles:
+            handle.remove()
+
+    # ---- the step --------------------------------------------------------------------------------
+
+    def before_step(self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Measure now, or after the closure where there is one."""
+        if torch.compiler.is_compiling():
+            return self._before_untraced(optimizer, args, kwargs, compiled=True)
+        return self._before(optimizer, args, kwargs)
+
+    def after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Give back what was borrowed and count the step."""
+        del args, kwargs
+        if torch.compiler.is_compiling():
+            self._after_untraced(optimizer)
+        else:
+            self._after(optimizer)
+
+    def _before(
+        self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any], compiled: bool = False
+    ) -> Any:
+        self._has_nested = self._is_stepping and _is_nested(optimizer)
+        if self._has_nested:
+            return None
+        self._is_stepping = True
+        if self._loan.is_out:  # the last step raised, and somebody keeps the exception
+            self._loan.forget_gradients()
+            self._loan.give_back()
+            self._loan = Loan()
+        self._skipped = False
+        self.watched.refresh(optimizer.param_groups)
+        self._parameters = self.watched.parameters(optimizer.param_groups)
+        self._is_phantom = "closure" in kwargs and _is_phantom(optimizer, kwargs, self._parameters)
+        if self._is_phantom or self._has_failed:
+            return None
+        self._attempt(lambda: self._recorder.begin(self._parameters))
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is not None and callable(closure):
+            measured = self._measured(closure, optimizer)
+            if compiled:
+                measured = _untraced(measured)
+            if len(args) > 1:
+                args = (args[0], measured, *args[2:])
+            else:
+                kwargs = {**kwargs, "closure": measured}
+            return (args if compiled else Held.of(args, self._loan)), kwargs
+        self._handle(optimizer)
+        if self._loan.is_out and not compiled:
+            return Held.of(args, self._loan), kwargs
+        return None
+
+    def _measured(self, closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
+        def measured_closure() -> Any:
+            self._loan.give_back()
+            loss = closure()
+            self._handle(optimizer)
+            return loss
+
+        return measured_closure
+
+    def _after(self, optimizer: Optimizer) -> None:
+        if self._has_nested and _is_nested(optimizer):
+            return
+        self._is_stepping = self._has_nested = False
+        self._loan.give_back()
+        if self._is_phantom:
+            return
+        self._overflows.look()
+        recorder = self._recorder
+        recorder.finish(self._parameters)
+        self._parameters = []
+        if self._clipper.may_skip:
+            self.alarms.look_at_skips(recorder.step, self._skipped, self._clipper.state)
+        if recorder.is_recording and recorder.window is not None:
+            self.alarms.look_at_norms(recorder.window)
+        self.monitor.call_back()
+
+    @torch.no_grad()
+    def _handle(self, optimizer: Optimizer) -> None:
+        """Measure these gradients and do with them what the policy says."""
+        self._attempt(lambda: self._measure_and_clip(optimizer, self._parameters))
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        """Do something, and give up watching rather than stop a run that is only watched."""
+        if self._has_failed:
+            return
+        try:
+            action()
+        except GradstatError as error:
+            if not self._only_watches:
+                raise
+            self._has_failed = True
+            warn_user(
+                f"gradstat stops watching this optimizer: {error}. Training goes on; "
+                "gradstat.detach(optimizer) silences this"
+            )
+
+    def _measure_and_clip(self, optimizer: Optimizer, parameters: list[Tensor]) -> None:
+        recorder, clipper = self._recorder, self._clipper
+        overflow = amp_scalar(optimizer, "found_inf")
+        if overflow is not None:
+            self._overflows.heard(overflow)
+        if self._only_watches and not recorder.is_recording:
+            return
+        batch = _kernels.gather(parameters, take_grad=True, name_of=self._name_of)
+        if batch.is_empty:
+            self.alarms.no_gradients()
+            return
+        if recorder.bind(self.watched.names, batch.device):
+            clipper.bind(self.watched.names, batch.device)
+        table, out = recorder.rows()
+        grad_scale = amp_scalar(optimizer, "grad_scale", batch.device)
+        found_inf = self._found_inf_for(optimizer, batch.device)
+        clipper.measure(batch, table, out, grad_scale=grad_scale, found_inf=found_inf)
+        if grad_scale is not None and (recorder.is_recording or clipper.has_rest):
+            recorder.unscale(table, grad_scale)
+        may_stop = clipper.may_skip or self._on_nonfinite == "raise"
+        if found_inf is not None:
+            self._skipped = None
+            self._loan.lend_found_inf(optimizer, found_inf)
+        elif _is_host(batch.device) or may_stop:
+            decision = out.tolist()  # waits for a CUDA device
+            if decision[_kernels.OUT_SKIP]:
+                self._skipped = True
+                self._loan.set_aside(parameters)
+                return
+            if not decision[_kernels.OUT_FINITE]:
+                self._meet_nonfinite(batch, table, decision[_kernels.OUT_NORM], overflow)
+        if self._on_nonfinite == "zero" and not _is_host(batch.device):
+            _zero_nonfinite(batch)
+        clipper.apply(batch, out, self._name_of)
+        if clipper.has_rest:
+            clipper.apply_rest(batch, table, parameters, self._name_of, grad_scale)
+
+    def _found_inf_for(self, optimizer: Optimizer, device: torch.device) -> Tensor | None:
+        """Return where the kernel is to say that the step is skipped, if the step looks there."""
+        if (
+            _is_host(device)
+            or not self._clipper.may_skip
+            or self._on_nonfinite == "raise"
+            or not is_fused(optimizer)
+            or makes_momentum(optimizer)
+        ):
+            return None
+        if self._found_inf is None or self._found_inf.device != device:
+            self._found_inf = torch.zeros((), dtype=torch.float32, device=device)
+        return self._found_inf
+
+    def _meet_nonfinite(
+        self, batch: _kernels.Batch, table: Tensor, norm: float, overflow: Tensor | None
+    ) -> None:
+        if self._on_nonfinite == "zero":
+            _zero_nonfinite(batch)
+        # An overflow under loss scaling is in the nature of it: the scaler drops the step.
+        if self._on_nonfinite == "raise" and not (overflow is not None and overflow.item() > 0):
+            raise NonFiniteNormError(
+                f'gradients must be finite with on_nonfinite="raise", got a total norm of {norm} '
+                f"at step {self._recorder.step + 1}, with NaN or Inf in {self._bad_layers(table)}; "
+                "nothing was changed. Skip the step, or look at optimizer.gradstat.last"
+            )
+
+    def _bad_layers(self, table: Tensor) -> str:
+        bad = table[:-1, NANS : INFS + 1].nan_to_num().sum(1).nonzero()
+        names = [self.watched.names[index] for index in bad.flatten().tolist()]
+        return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+    def _name_of(self, index: int) -> str:
+        return repr(self.watched.names[index])
+
+    # ---- checkpoints -----------------------------------------------------------------------------
+
+    def _save(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        del optimizer
+        state_dict[STATE_KEY] = self.monitor.state_dict()
+
+    def _before_load(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        del optimizer
+        self._saved = state_dict.get(STATE_KEY)
+
+    def _after_load(self, optimizer: Optimizer) -> None:
+        saved, self._saved = self._saved, None
+        if saved is None:
+            return
+        self.watched.refresh(optimizer.param_groups)
+        parameters = self.watched.parameters(optimizer.param_groups)
+        if self._recorder.window is None and parameters:
+            # The first gradients move it if they lie elsewhere.
+            device = parameters[0].device
+            self._recorder.bind(self.watched.names, device)
+            self._clipper.bind(self.watched.names, device)
+        self.monitor.load_state_dict(saved)
+
+
+def _is_host(device: torch.device) -> bool:
+    """Whether a decision on this device can be read without waiting."""
+    return device.type == "cpu"
+
+
+def _is_nested(optimizer: Optimizer) -> bool:
+    """Whether the step under way was called by another step of the same optimizer.
+
+    torch fires the hooks of a class that calls ``super().step()`` for each of the two. Asked only
+    where the last step has not ended: it has raised, or this one is inside it.
+    """
+    steps = 0
+    frame = inspect.currentframe()
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == _TORCH_STEP.co_filename and code.co_name == _TORCH_STEP.co_name:
+            steps += frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return steps > 1
+
+
+def _untraced(function: CallableT) -> CallableT:
+    untraced: CallableT = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return untraced
+
+
+def _zero_nonfinite(batch: _kernels.Batch) -> None:
+    for tensor in batch.tensors():
+        if tensor.layout is torch.strided:
+            tensor.nan_to_num_(0.0, 0.0, 0.0)
+        elif tensor.layout is torch.sparse_coo:
+            tensor._values().nan_to_num_(0.0, 0.0, 0.0)
+        else:
+            tensor.values().nan_to_num_(0.0, 0.0, 0.0)
+
+
+def _is_phantom(optimizer: Optimizer, kwargs: dict[str, Any], parameters: Sequence[Tensor]) -> bool:
+    """Whether this is the step by which distributed checkpointing makes an optimizer's state.
+
+    torch.distributed.checkpoint.state_dict calls ``step(closure=None)`` once on an optimizer
+    without state, with gradients of zeros and a lr of 0 on the host. Without that keyword nothing
+    else is asked: a step of an ordinary loop does not get as far as looking at its gradients.
+    """
+    if kwargs["closure"] is not None or optimizer.state:
+        return False
+    for group in optimizer.param_groups:
+        lr = group.get("lr", 0.0)
+        if (isinstance(lr, Tensor) and lr.device.type != "cpu") or float(lr) != 0:
+            return False
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return bool(gradients) and not any(bool(gradient.any()) for gradient in gradients)

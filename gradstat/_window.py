@@ -1,0 +1,95 @@
+"""The rows of the last recorded steps, kept on the device and written in place."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradstat import _kernels
+
+
+class Ring:
+    """Rows of equal shape, fp64, found by a number that keeps rising."""
+
+    def __init__(self, length: int, shape: tuple[int, ...], device: torch.device) -> None:
+        self._all = torch.zeros((length, *shape), dtype=torch.float64, device=device)
+        self._rows = self._all.unbind(0)
+
+    def __getitem__(self, number: int) -> Tensor:
+        return self._rows[number % len(self._rows)]
+
+    def move(self, device: torch.device) -> None:
+        """Continue on another device."""
+        self._all = self._all.to(device)
+        self._rows = self._all.unbind(0)
+
+    @property
+    def data(self) -> Tensor:
+        """All rows, in no order."""
+        return self._all
+
+    def up_to(self, newest: int, count: int) -> NDArray[np.float64]:
+        """Return the ``count`` rows up to number ``newest``, oldest first. Synchronises once."""
+        host: NDArray[np.float64] = self._all.cpu().numpy()
+        return host[np.arange(newest - count + 1, newest + 1) % len(self._rows)]
+
+
+class Window:
+    """Tables, decisions, weights and updates of the last recorded steps.
+
+    Args:
+        names: Names of the parameters.
+        device: Where the rows lie: the gradients' device.
+        length: Steps remembered.
+        weights: Whether there are tables of the weights.
+        updates: Whether there are tables of the updates.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        device: torch.device,
+        length: int,
+        *,
+        weights: bool,
+        updates: bool,
+    ) -> None:
+        self.names = tuple(names)
+        self.device = device
+        shape = (len(self.names) + 1, _kernels.NUM_COLUMNS)
+        self.tables = Ring(length, shape, device)
+        self.decisions = Ring(length, (_kernels.NUM_CLIP_OUT,), device)
+        self.weights = Ring(length, shape, device) if weights else None
+        self.updates = Ring(length, shape, device) if updates else None
+        self.steps: deque[int] = deque(maxlen=length)
+        """Number of each recorded step, the first being 1; oldest first."""
+
+        self.newest = 0
+        """Number of the newest row of every ring."""
+
+    def open(self, step: int) -> None:
+        """Begin the rows of a step; those of a step that is measured again are written again."""
+        if not self.steps or self.steps[-1] != step:
+            self.steps.append(step)
+            self.newest += 1
+
+    def put(self, ring: Ring | None, row: Tensor | None) -> None:
+        """Write a row of the newest step, where there is one and a ring for it."""
+        if ring is not None and row is not None:
+            ring[self.newest].copy_(row)
+
+    def to_numpy(self, ring: Ring) -> NDArray[np.float64]:
+        """Return the recorded rows of a ring, oldest first. Synchronises once."""
+        return ring.up_to(self.newest, len(self.steps))
+
+    def move(self, device: torch.device) -> None:
+        """Continue on another device."""
+        self.device = device
+        for ring in (self.tables, self.decisions, self.weights, self.updates):
+            if ring is not None:
+                ring.move(device)

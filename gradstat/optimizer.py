@@ -1,0 +1,142 @@
+"""`attach` puts statistics, clipping and skipping on an optimizer, and `detach` takes them off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradstat._loss_scale import OverflowCount
+from gradstat._recorder import Recorder
+from gradstat._seam import KERNEL_RULE, Seam
+from gradstat._watched import Filter, Watched
+from gradstat.clipping.clipper import Clipper
+from gradstat.clipping.policy import Policy
+from gradstat.clipping.resolve import resolve
+from gradstat.errors import ArgumentTypeError, ArgumentValueError
+
+OnNonfinite = Literal["skip", "raise", "zero", "propagate"]
+Clip = Policy | Sequence[Policy] | Literal["auto"] | None
+OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
+
+
+def attach(
+    optimizer: OptimizerT,
+    model: torch.nn.Module | None = None,
+    *,
+    named_parameters: Iterable[tuple[str, Tensor]] | None = None,
+    clip: Clip = None,
+    on_nonfinite: OnNonfinite | None = None,
+    every: int = 1,
+    filter: Filter | None = None,
+    window: int = 100,
+    weights: bool = False,
+    updates: bool = False,
+    scaler: Any = None,
+) -> OptimizerT:
+    """Return the same optimizer, which from now on measures, clips and skips as asked.
+
+    The monitor is at ``optimizer.gradstat``. Type, identity, schedulers, `GradScaler` and
+    ``state_dict`` stay as they are, but for one more key ``"gradstat"`` in the latter. Copies of
+    the optimizer (`copy.deepcopy`, pickle) are plain ones; attach to them anew.
+
+    Args:
+        optimizer: Any torch optimizer. One that wraps another (SAM, Lookahead) does not skip as a
+            whole: attach to the inner one.
+        model: Gives the parameters their names; without it they are those that the optimizer knows,
+            or ``group0.param3``.
+        named_parameters: ``(name, parameter)`` pairs to take names from instead.
+        clip: A policy, a list of policies, ``"auto"``, or `None` to clip nothing.
+        on_nonfinite: What a NaN or Inf in a gradient does. ``"skip"``: parameters and optimizer
+            state stay as they are in this step. ``"raise"``: `NonFiniteNormError`, before anything
+            is changed; an overflow that a `GradScaler` drops does not count. ``"zero"``: NaN and
+            Inf become 0. ``"propagate"``: nothing special. `None` means ``"skip"`` with a clip
+            policy and ``"propagate"`` without one.
+        every: Record the statistics of every n-th step. Clipping and skipping happen on all.
+        filter: ``filter(name, parameter)`` tells whether a parameter is measured and clipped;
+            by default all are.
+        window: Recorded steps that are remembered.
+        weights: Also record the statistics of the parameters.
+        updates: Also record the statistics of each recorded step's change of the parameters, for
+            `Monitor.update_ratio`, and of the parameters. Copies them on recorded steps.
+        scaler: The `torch.amp.GradScaler` in use, so that `Monitor.scaler_overflows` counts the
+            steps that it drops before an optimizer that is not fused hears of them.
+
+    Returns:
+        ``optimizer`` itself.
+
+    Host synchronisation on a CUDA device: none where the optimizer is fused and ``on_nonfinite`` is
+    not ``"raise"``, but in the first step of an SGD with momentum. Otherwise one a step where a
+    step may have to be stopped: with ``"skip"``, ``"raise"`` or `SkipOnSpike` the decision is read.
+    ``scaler`` is read once a step of an optimizer that is not fused. Gradients that are sparse, on
+    several devices or on one without a kernel synchronise always. With ``"zero"`` a CUDA device
+    passes over the gradients once more.
+
+    Raises:
+        ArgumentTypeError: An argument has the wrong type.
+        ArgumentValueError: gradstat is attached already, or an argument has a value that does not
+            fit.
+
+    Example:
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
+        >>> gradstat.attach(optimizer, model, clip="auto")
+        >>> optimizer.gradstat.total_norm
+    """
+    _check_optimizer(optimizer)
+    policy = resolve(clip, optimizer)
+    if on_nonfinite is None:
+        on_nonfinite = "skip" if policy is not None else "propagate"
+    if on_nonfinite not in KERNEL_RULE:
+        raise ArgumentValueError(
+            f'on_nonfinite must be "skip", "raise", "zero" or "propagate", got {on_nonfinite!r}; '
+            "leave it out for the one that fits clip"
+        )
+    for name, number in (("every", every), ("window", window)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise ArgumentValueError(
+                f"{name} must be a whole number of at least 1, got {number!r}; use {name}=1 or more"
+            )
+    seam = Seam(
+        optimizer,
+        watched=Watched(model, named_parameters, filter),
+        clipper=Clipper(policy, KERNEL_RULE[on_nonfinite]),
+        recorder=Recorder(every=every, length=window, weights=weights, updates=updates),
+        overflows=OverflowCount(scaler),
+        on_nonfinite=on_nonfinite,
+    )
+    optimizer.gradstat = seam.monitor  # type: ignore[attr-defined]
+    optimizer._gradstat_seam = seam  # type: ignore[attr-defined]
+    return optimizer
+
+
+def detach(optimizer: OptimizerT) -> OptimizerT:
+    """Return the same optimizer, as it was before `attach`. Does not synchronise.
+
+    Raises:
+        ArgumentValueError: gradstat is not attached to it.
+    """
+    seam = getattr(optimizer, "_gradstat_seam", None)
+    if seam is None:
+        raise ArgumentValueError(
+            f"optimizer must have gradstat attached, got a plain {type(optimizer).__name__}; "
+            "gradstat.attach(optimizer, model) does that"
+        )
+    seam.remove()
+    del optimizer.gradstat, optimizer._gradstat_seam  # type: ignore[attr-defined]
+    return optimizer
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        raise ArgumentTypeError(
+            f"optimizer must be a torch.optim.Optimizer with step hooks, got "
+            f"{type(optimizer).__name__}; if it wraps an optimizer, attach to the one inside"
+        )
+    if hasattr(optimizer, "gradstat"):
+        raise ArgumentValueError(
+            "optimizer must not have gradstat attached already; call gradstat.detach(optimizer) "
+            "first, or use optimizer.gradstat"
+        )
