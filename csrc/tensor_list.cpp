@@ -47,15 +47,13 @@ const TensorType* find_type(PyObject* object) {
 }
 
 // A lazy negation leaves the memory as it was, and DLPack does not tell of it. Asking torch costs
-// 52 ns, more than all else that is done for a small tensor, so in long lists of gradients only
-// those are asked that can have one: it comes from the `imag` of a lazy conjugate, whose elements
-// lie two apart, so that a dense tensor has it only with a single element (or from torch._neg_view,
-// which is private).
+// 52 ns, more than all else that is done for a small tensor, so in long lists only those are asked
+// that can have one: it comes from the `imag` of a lazy conjugate, whose elements lie two apart, so
+// that a dense tensor has it only with a single element (or from torch._neg_view, which is
+// private).
 constexpr size_t kShortList = 256;
 
-bool may_be_neg(int64_t numel, bool take_grad, size_t list_size) {
-  return numel == 1 || !take_grad || list_size <= kShortList;
-}
+bool may_be_neg(int64_t numel, size_t list_size) { return numel == 1 || list_size <= kShortList; }
 
 bool is_neg(PyObject* tensor) {
   const py::object answer = py::reinterpret_steal<py::object>(g_is_neg(tensor, nullptr));
@@ -165,8 +163,7 @@ void register_tensor_types(const py::sequence& types) {
   g_types = std::move(found);
 }
 
-TensorList::TensorList(const py::sequence& tensors, bool take_grad, bool or_itself)
-    : take_grad_(take_grad) {
+TensorList::TensorList(const py::sequence& tensors, bool take_grad, bool or_itself) {
   const py::object fast = py::reinterpret_steal<py::object>(
       PySequence_Fast(tensors.ptr(), "tensors must be a sequence"));
   if (!fast) throw py::error_already_set();
@@ -203,7 +200,7 @@ bool TensorList::read(PyObject* object, TensorRef* ref) {
   // The strides of a tensor without elements say nothing.
   const bool contiguous = numel == 0 || is_contiguous(tensor);
   if (!contiguous && !is_dense(tensor)) return false;
-  if (may_be_neg(numel, take_grad_, refs_.size()) && is_neg(object)) return false;
+  if (may_be_neg(numel, refs_.size()) && is_neg(object)) return false;
   if (device_type_ < 0) {
     device_type_ = tensor.device_type;
     device_id_ = tensor.device_id;

@@ -57,7 +57,6 @@ class TensorList {
   std::vector<int64_t> repeated_;
   bool has_f64_ = false;
   int64_t present_ = 0;
-  bool take_grad_;
   int device_type_ = -1;
   int device_id_ = 0;
 };

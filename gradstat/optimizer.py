@@ -68,9 +68,9 @@ def attach(
     Returns:
         ``optimizer`` itself.
 
-    Host synchronisation on a CUDA device: none where the optimizer is fused and ``on_nonfinite`` is
-    not ``"raise"``, but in the first step of an SGD with momentum. Otherwise one a step where a
-    step may have to be stopped: with ``"skip"``, ``"raise"`` or `SkipOnSpike` the decision is read.
+    Host synchronisation on a CUDA device: none after the first step where the optimizer is fused
+    and ``on_nonfinite`` is not ``"raise"``. Otherwise one a step where one may have to be stopped:
+    with ``"skip"``, ``"raise"`` or `SkipOnSpike` the decision is read.
     ``scaler`` is read once a step of an optimizer that is not fused. Gradients that are sparse, on
     several devices or on one without a kernel synchronise always. With ``"zero"`` a CUDA device
     passes over the gradients once more.

@@ -135,3 +135,24 @@ def monitor_of(optimizer: Optimizer) -> gradstat.Monitor:
     monitor = optimizer.gradstat  # type: ignore[attr-defined]
     assert isinstance(monitor, gradstat.Monitor)
     return monitor
+
+
+def sgd(model: nn.Module, **options: Any) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), **{"lr": 0.1, **options})
+
+
+def parameter_with(grad: Tensor) -> nn.Parameter:
+    parameter = nn.Parameter(torch.zeros_like(grad))
+    parameter.grad = grad
+    return parameter
+
+
+class Failing(torch.optim.SGD):
+    """Raises in its step while `fails`; calls ``super().step`` otherwise."""
+
+    fails = False
+
+    def step(self, closure: Any = None) -> Any:
+        if self.fails:
+            raise RuntimeError("out of luck")
+        return super().step(closure)

@@ -162,32 +162,6 @@ def test_what_none_means() -> None:
         assert monitor_of(optimizer).skipped_steps == skipped
 
 
-@pytest.mark.parametrize("make", [OPTIMIZERS["adamw-fused"], OPTIMIZERS["adamw-loop"]])
-def test_twenty_skips_in_a_row_are_said_loudly_and_once(make: Any) -> None:
-    model, optimizer = prepared(make, clip="auto")
-    with pytest.warns(RuntimeWarning, match="20 steps in a row were skipped by step 23") as words:
-        for step in range(50):
-            backward(model, step)
-            poison(model)
-            optimizer.step()
-            if step < 19:
-                assert not words
-    assert len(words) == 1
-    assert words[0].filename == __file__
-    assert "skipping is no cure" in str(words[0].message)
-    assert monitor_of(optimizer).skipped_in_a_row == 50
-
-
-def test_skips_that_are_not_in_a_row_are_not_said() -> None:
-    model, optimizer = prepared(OPTIMIZERS["sgd-loop"], clip="auto")
-    for step in range(45):
-        backward(model, step)
-        if step % 15:
-            poison(model)
-        optimizer.step()
-    assert monitor_of(optimizer).skipped_steps == 42
-
-
 def test_a_spike_is_skipped_without_touching_anything() -> None:
     model, optimizer = prepared(
         OPTIMIZERS["adamw-loop"], clip=gradstat.SkipOnSpike(sigma=6, window=64, min_history=20)

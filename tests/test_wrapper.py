@@ -237,7 +237,7 @@ def test_a_copy_can_be_scheduled_and_hooked() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(TypeError, match="optimizer must be a torch.optim.Optimizer"):
+    with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer"):
         gradstat.GradStatOptimizer(make_model())  # type: ignore[arg-type]
     _, optimizer = wrapped()
     with pytest.raises(ValueError, match="must not have gradstat attached already"):
