@@ -85,7 +85,8 @@ sanitize: export SKBUILD_INSTALL_STRIP := false
 sanitize: $(VENV)/.gradstat-dev  ## run the kernel tests under AddressSanitizer and UBSan
 	$(call install_copy,sanitize)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/sanitize \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	PYTHONPATH=$(CURDIR)/build/sanitize PYTHONSAFEPATH=1 \
 	  pytest --capture=sys tests/test_kernels*.py
 
 # ---- a machine with a GPU, perhaps offline: needs what the steps use in the active Python ---------
