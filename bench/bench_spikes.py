@@ -1,8 +1,7 @@
 """Training through bad batches: final losses of each clip policy. `python bench/bench_spikes.py`.
 
-Two models, two optimizers, five seeds. In a training with bad batches, each step has a chance of 2
-% of inputs 100 times too large, 2 % of labels drawn at random, and 2 % of an Inf in the inputs; a
-seed
+Two models, two optimizers, five seeds. In a training with bad batches, each step has a chance of
+2 % of inputs 100 times too large, 2 % of random labels, and 2 % of an Inf in the inputs; a seed
 draws the same ones for every policy. The learning rate falls along a cosine from the value at which
 the clean training without clipping ends best (`--tune` prints that search), so that no policy wins
 by mending a learning rate. The loss is that of clean held-out data at the end, averaged over the
@@ -22,6 +21,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 import machine
@@ -124,16 +124,17 @@ def losses_of(
         return dict(zip(runs, pool.map(work, runs, chunksize=2), strict=True))
 
 
-def mean_losses(policies: Sequence[str], losses: dict[Run, float]) -> dict[str, dict[Cell, float]]:
-    """Return the mean over the seeds for each policy and column."""
-    table: dict[str, dict[Cell, list[float]]] = {policy: {} for policy in policies}
+Table = dict[str, dict[Cell, list[float]]]
+"""Losses by policy and column, one a seed, in the seeds' order."""
+
+
+def table_of(policies: Sequence[str], losses: dict[Run, float]) -> Table:
+    """Return the losses in the order in which they are shown."""
+    table: Table = {policy: {} for policy in policies}
     for run, loss in losses.items():
         cell = Cell(run.task, run.optimizer, run.bad)
         table[run.policy].setdefault(cell, []).append(loss)
-    return {
-        policy: {cell: sum(values) / len(values) for cell, values in row.items()}
-        for policy, row in table.items()
-    }
+    return table
 
 
 def n_diverged(policy: str, losses: dict[Run, float]) -> int:
@@ -142,30 +143,32 @@ def n_diverged(policy: str, losses: dict[Run, float]) -> int:
     return sum(not loss < TASKS[run.task]().loss_of_ignorance for run, loss in mine)
 
 
-def show(table: dict[str, dict[Cell, float]], losses: dict[Run, float]) -> None:
-    """Print the table in Markdown, with auto's distance from the best constant."""
+def show(table: Table, losses: dict[Run, float]) -> None:
+    """Print the means in Markdown, with auto's distance from the best constant."""
     cells = list(next(iter(table.values())))
     heads = [f"{c.task} {c.optimizer}{'' if c.bad else ', clean'}" for c in cells]
     print("| policy | " + " | ".join(heads) + " | diverged |")
-    print("|---" * (len(cells) + 2) + "|")
+    print("|---" + "|--:" * (len(cells) + 1) + "|")
     for policy, row in table.items():
-        figures = [f"{row[cell]:.4f}" if row[cell] < math.inf else "-" for cell in cells]
+        means = [fmean(row[cell]) for cell in cells]
+        figures = [f"{mean:.4f}" if mean < math.inf else "-" for mean in means]
         print(f"| {policy} | " + " | ".join(figures) + f" | {n_diverged(policy, losses)} |")
     if "auto" in table:
-        print("| auto over best constant | " + " | ".join(map(_percent, over_best(table))) + " | |")
+        figures = [over_best(table, cell) for cell in cells]
+        print("| auto over best constant | " + " | ".join(figures) + " | |")
 
 
-def over_best(table: dict[str, dict[Cell, float]]) -> list[float]:
-    """Return, for each column, auto's loss over that of the best constant, less one."""
-    constants = [row for policy, row in table.items() if policy.startswith("GlobalNorm")]
-    return [
-        loss / min((row[cell] for row in constants), default=math.nan) - 1
-        for cell, loss in table["auto"].items()
-    ]
+def over_best(table: Table, cell: Cell) -> str:
+    """Return how far auto's mean is above that of the best constant, in percent.
 
-
-def _percent(share: float) -> str:
-    return f"{100 * share:+.1f} %"
+    After it stands the standard error of the seeds' own ratios, which share all that is random.
+    """
+    constants = [row[cell] for policy, row in table.items() if policy.startswith("GlobalNorm")]
+    best = min(constants, key=fmean)
+    auto = table["auto"][cell]
+    ratios = [mine / other for mine, other in zip(auto, best, strict=True)]
+    error = stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.nan
+    return f"{100 * (fmean(auto) / fmean(best) - 1):+.1f} ± {100 * error:.1f} %"
 
 
 def _auto(optimizer: str) -> str:
@@ -184,7 +187,7 @@ def tune(jobs: int) -> None:
         losses = losses_of(runs, jobs)
         for lr in task.learning_rates[optimizer]:
             mine = [loss for run, loss in losses.items() if run.lr == lr]
-            print(f"{task_name} {optimizer} lr={lr:g}: {sum(mine) / len(mine):.4f}", flush=True)
+            print(f"{task_name} {optimizer} lr={lr:g}: {fmean(mine):.4f}", flush=True)
 
 
 def main() -> None:
@@ -207,8 +210,7 @@ def main() -> None:
         for seed in range(options.seeds)
     ]
     losses = losses_of(runs, options.jobs)
-    table = mean_losses(policies, losses)
-    show(table, losses)
+    show(table_of(policies, losses), losses)
     result = {
         "machine": machine.machine(),
         "commit": machine.commit(),

@@ -34,8 +34,7 @@ GRADSTAT_HD static inline double factor_to_learnt(double limit, double norm) {
   return norm > limit ? limit / norm : 1.0;
 }
 
-// ---- policies of the total norm: each returns the norm allowed, +Inf for any
-// ---------------------
+// ---- policies of the total norm: each returns the norm allowed, +Inf for any --------------------
 
 // Percentile p of the last norms, this one included, times a factor, and at most a share of the
 // highest such percentile so far; a set norm until enough norms are known. Parameters: percentile,
@@ -47,7 +46,7 @@ GRADSTAT_HD static inline double allow_percentile(const PolicyStep& step, double
                                                   double norm, const Group& group) {
   const Window window = {state, static_cast<int64_t>(step.param[1])};
   push_sorted(window, norm, group);
-  if (state[0] < step.param[3]) return step.param[4];
+  if (state[0] < smaller(step.param[3], step.param[1])) return step.param[4];
   const double level = percentile_of(window, step.param[0]);
   double* stored_peak = window.sorted() + window.length;
   const double peak = larger(*stored_peak, level);
@@ -88,7 +87,8 @@ GRADSTAT_HD static inline bool is_spike(const PolicyStep& step, double* state, d
   const Window window = {state, static_cast<int64_t>(step.param[1])};
   const int64_t count = window.count();
   bool spike = false;
-  if (count > 1 && static_cast<double>(count + 1) >= step.param[2]) {
+  const double least = smaller(step.param[2], step.param[1]);
+  if (count > 1 && static_cast<double>(count + 1) >= least) {
     double sum = 0;
     for (int64_t i = group.rank(); i < count; i += group.size()) sum += window.ring()[i];
     const double mean = group.sum(sum) / static_cast<double>(count);
@@ -103,8 +103,7 @@ GRADSTAT_HD static inline bool is_spike(const PolicyStep& step, double* state, d
   return spike;
 }
 
-// ---- policies of each tensor's norm
-// --------------------------------------------------------------
+// ---- policies of each tensor's norm -------------------------------------------------------------
 
 // AdaGC (Wang et al. 2025, arXiv:2502.11034, algorithm 1). Parameters: lambda_rel, lambda_abs,
 // beta, warm-up steps. State: {count, gamma[tensors]}, gamma starting at +Inf.
@@ -122,8 +121,7 @@ GRADSTAT_HD static inline double adagc_factor(const PolicyStep& step, double cou
   return factor;
 }
 
-// ---- the program
-// ---------------------------------------------------------------------------------
+// ---- the program --------------------------------------------------------------------------------
 
 // What the policies of a program have made of a step so far; equal for all threads.
 struct Decision {

@@ -9,9 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+import gradstat
 from gradstat import _kernels
 from gradstat.clipping.clipper import Clipper
 from gradstat.clipping.policy import Policy
+from gradstat.columns import L2
 
 CPU = torch.device("cpu")
 
@@ -81,3 +83,10 @@ class Runner:
         """Steps, clipped, skipped, skipped in a row."""
         assert self.clipper.state is not None
         return [int(n) for n in self.clipper.state[: _kernels.NUM_CLIP_COUNTERS].tolist()]
+
+
+class Halving(gradstat.Policy):
+    """Halves all gradients when their total norm is above 0.5."""
+
+    def coefficient(self, table: Tensor) -> Tensor:
+        return torch.where(table[-1, L2] > 0.5, 0.5, 1.0)

@@ -1,4 +1,4 @@
-"""The clip policies in plain Python, each written from its paper or the program that made it known.
+"""The clip policies in plain Python, each from its paper or the program that made it known.
 
 Nothing here imports the package. A policy takes the norm of every gradient by name, and answers
 with a factor for each, or `None` to skip the step. Norms that are not finite never reach a policy:

@@ -1,4 +1,4 @@
-"""A policy at work: its program for the kernel, its state on the device, the step it decides."""
+"""A policy at work: its program for the kernel, its state on the device, its decision on a step."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Clipper:
             torch.ones(len(names), dtype=torch.float64, device=device) if self._per_tensor else None
         )
         steps = [
-            (int(p.opcode), list(p.parameters()), offset)
+            (int(p.opcode), p.parameters(), offset)
             for p, offset in zip(self._fused, offsets, strict=True)
         ]
         self._clip = _kernels.make_clip(self._nonfinite, steps)
@@ -199,7 +199,7 @@ class Clipper:
         }
 
     def load_state_dict(self, saved: dict[str, Any], device: torch.device) -> bool:
-        """Take over a saved state; return False, changing nothing, where it is another's."""
+        """Take over a saved state; where it is another policy's, return False, changing nothing."""
         if saved.get("policy") != repr(self.policy):
             return False
         if saved.get("state") is None:  # saved before the first step

@@ -51,10 +51,6 @@ class GlobalNorm(FusedPolicy):
     def __post_init__(self) -> None:
         _require_positive("GlobalNorm", "max_norm", self.max_norm, _NO_LIMIT)
 
-    def parameters(self) -> tuple[float, ...]:
-        """Return the parameters in the order of ``csrc/policy.h``."""
-        return (float(self.max_norm),)
-
 
 @dataclass(frozen=True)
 class PerLayer(FusedPolicy):
@@ -67,10 +63,6 @@ class PerLayer(FusedPolicy):
 
     def __post_init__(self) -> None:
         _require_positive("PerLayer", "max_norm", self.max_norm, _NO_LIMIT)
-
-    def parameters(self) -> tuple[float, ...]:
-        """Return the parameters in the order of ``csrc/policy.h``."""
-        return (float(self.max_norm),)
 
 
 @dataclass(frozen=True)
@@ -116,14 +108,8 @@ class AutoClip(FusedPolicy):
         _require_positive("AutoClip", "warmup_norm", self.warmup_norm, _NO_LIMIT)
         _require_positive("AutoClip", "peak_share", self.peak_share, _NO_LIMIT)
 
-    def parameters(self) -> tuple[float, ...]:
-        """Return the parameters in the order of ``csrc/policy.h``."""
-        least = min(self.min_history, self.window)
-        shares = (self.factor, least, self.warmup_norm, self.peak_share)
-        return (self.percentile, self.window, *shares)
-
     def initial_state(self, n_tensors: int) -> list[float]:
-        """Return the state before the first step, laid out as in ``csrc/policy.h``."""
+        """Return an empty window, room for its values in order, and no peak."""
         return [0.0] * (3 + 2 * self.window)
 
 
@@ -133,8 +119,8 @@ class ZClip(FusedPolicy):
 
     A norm n with z = (n - mean) / (deviation + 1e-6) above the threshold is brought down to
     ``mean + z_thresh^2 * deviation / z``; the averages then take the clipped norm. During warm-up,
-    and afterwards on top, the norm is held to ``max_grad_norm``. A deviation under 0.1 % of the
-    mean counts as 0.1 %, so that a constant history does not make an outlier of a rounding error.
+    and afterwards on top, the norm is held to ``max_grad_norm``. A deviation under a thousandth of
+    the mean counts as that much: a constant history makes no outlier of a rounding error.
 
     Reference: Kumar et al. 2025, arXiv:2504.02507, sections 3.1 to 3.3.
     """
@@ -159,12 +145,8 @@ class ZClip(FusedPolicy):
         _require_positive("ZClip", "max_grad_norm", self.max_grad_norm, _NO_LIMIT)
         _require_count("ZClip", "warmup_steps", self.warmup_steps, 1, _published(25))
 
-    def parameters(self) -> tuple[float, ...]:
-        """Return the parameters in the order of ``csrc/policy.h``."""
-        return (self.alpha, self.z_thresh, self.warmup_steps, self.max_grad_norm)
-
     def initial_state(self, n_tensors: int) -> list[float]:
-        """Return the state before the first step, laid out as in ``csrc/policy.h``."""
+        """Return a count, mean, variance and sum of squares of no norms."""
         return [0.0] * 4
 
 
@@ -173,9 +155,8 @@ class AdaGC(FusedPolicy):
     """Clip each gradient relative to the moving average of its own clipped norms.
 
     After warm-up a gradient's norm may be ``lambda_rel`` times its average gamma. During warm-up
-    the
-    total norm is held to ``lambda_abs`` and gamma is the smallest clipped norm so far. A gradient
-    that is all zero teaches nothing (a gamma of 0 would never let go).
+    the total norm is held to ``lambda_abs`` and gamma is the smallest clipped norm so far. A
+    gradient that is all zero teaches nothing (a gamma of 0 would never let go).
 
     Reference: Wang et al. 2025, arXiv:2502.11034, algorithm 1.
     """
@@ -200,12 +181,8 @@ class AdaGC(FusedPolicy):
         _require_share("AdaGC", "beta", self.beta, _published(0.98))
         _require_count("AdaGC", "warmup_steps", self.warmup_steps, 0, _published(100))
 
-    def parameters(self) -> tuple[float, ...]:
-        """Return the parameters in the order of ``csrc/policy.h``."""
-        return (self.lambda_rel, self.lambda_abs, self.beta, self.warmup_steps)
-
     def initial_state(self, n_tensors: int) -> list[float]:
-        """Return the state before the first step, laid out as in ``csrc/policy.h``."""
+        """Return no steps, and for each gradient a gamma that any norm undercuts."""
         return [0.0] + [math.inf] * n_tensors
 
 
@@ -214,7 +191,8 @@ class SkipOnSpike(FusedPolicy):
     """Skip a step whose total norm is ``sigma`` deviations above the mean of the last ``window``.
 
     Parameters and optimizer state stay as they are on a skipped step. Every finite norm enters the
-    window, spikes too, so that a lasting change of level is accepted in time.
+    window, spikes too, so that a lasting change of level is accepted in time. Policies after it in
+    a chain do not see a skipped step. The deviation has the same floor as that of `ZClip`.
 
     Reference: OLMo-core, SkipStepOptimizer (6 sigma over 128 steps).
     """
@@ -235,12 +213,8 @@ class SkipOnSpike(FusedPolicy):
         _require_count("SkipOnSpike", "window", self.window, 2, _published(128))
         _require_count("SkipOnSpike", "min_history", self.min_history, 2, _published(64))
 
-    def parameters(self) -> tuple[float, ...]:
-        """Return the parameters in the order of ``csrc/policy.h``."""
-        return (self.sigma, self.window, min(self.min_history, self.window))
-
     def initial_state(self, n_tensors: int) -> list[float]:
-        """Return the state before the first step, laid out as in ``csrc/policy.h``."""
+        """Return an empty window."""
         return [0.0] * (2 + self.window)
 
 

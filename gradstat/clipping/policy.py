@@ -1,14 +1,15 @@
-"""What a clip policy is: a small immutable description that `clipping.clipper` carries out.
+"""What a clip policy is: a small immutable description, which `clipper` carries out.
 
-A policy with an `opcode` runs inside the statistics kernel, on the device, with its state beside it
-(``csrc/policy.h``); the others work on the finished table or on the elements. Policies combine with
-``|`` or in a list; each sees the norms that the ones before it leave.
+A policy with an `opcode` runs inside the statistics kernel, on the device, with its state beside
+it (``csrc/policy.h``); the others work on the finished table or on the elements. Policies combine
+with ``|`` or in a list; each sees the norms that the ones before it leave.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -78,14 +79,15 @@ class Chain(Policy):
         return " | ".join(map(repr, self.policies))
 
 
+@dataclass(frozen=True)
 class FusedPolicy(Policy):
-    """A policy that runs in the statistics kernel."""
+    """A policy that runs in the statistics kernel, with its fields as parameters, in order."""
 
-    opcode: Opcode
+    opcode: ClassVar[Opcode]
 
-    def parameters(self) -> tuple[float, ...]:
-        """Return the parameters in the order of ``csrc/policy.h``."""
-        raise NotImplementedError
+    def parameters(self) -> list[float]:
+        """Return the parameters as ``csrc/policy.h`` takes them."""
+        return [float(getattr(self, field.name)) for field in fields(self)]
 
     def initial_state(self, n_tensors: int) -> list[float]:
         """Return the state before the first step."""
