@@ -89,7 +89,9 @@ def compare(
     request: pytest.FixtureRequest, benchmark: Any, show: Callable[[str], None]
 ) -> Callable[..., None]:
     """Time a pair, print its line and keep its figures. A missed target is no failure."""
-    seconds_per_side = float(request.config.getoption("benchmark_max_time"))
+    marker = request.node.get_closest_marker("benchmark")
+    default = request.config.getoption("benchmark_max_time")
+    seconds_per_side = float(marker.kwargs.get("max_time", default) if marker else default)
     min_rounds = int(request.config.getoption("benchmark_min_rounds"))
 
     def run(pair: Pair, clock: Clock = host_clock) -> None:

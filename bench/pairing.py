@@ -44,6 +44,9 @@ class Pair:
     target: float | None = None
     """The ratio of the times to reach, ours over theirs; `None`: for information only."""
 
+    headline: bool = True
+    """Whether the front page shows it, where it has a target."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -62,6 +65,7 @@ class Result:
 
     ratio_high: float
     target: float | None
+    headline: bool
     n_bytes: int
     gb_per_second: float | None
     read_gb_per_second: float | None
@@ -170,6 +174,7 @@ def _result(pair: Pair, samples: dict[Side, list[float]]) -> Result:
         ratio_low=low,
         ratio_high=high,
         target=pair.target,
+        headline=pair.headline,
         n_bytes=pair.ours.n_bytes,
         gb_per_second=rate,
         read_gb_per_second=read_rate,

@@ -17,7 +17,7 @@ README = HERE / "README.md"
 FRONT_PAGE = HERE.parent / "README.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 COMMANDS = {"cpu": "make bench", "gpu": "make gpu-check"}
-FILES = {"bench_stats.py": 0, "bench_clip.py": 1}
+FILES = {"bench_stats.py": 0, "bench_clip.py": 1, "bench_step.py": 2}
 
 
 def newest(kind: str, folder: Path) -> Path | None:
@@ -133,7 +133,8 @@ def rewrite(readme: str, lines: list[str]) -> str:
 def short_table(results: dict[str, Any]) -> list[str]:
     """Return the lines for the front page: the works that have a target."""
     benches = sorted(results["benchmarks"], key=_place)
-    pairs = [bench["extra_info"] for bench in benches if bench["extra_info"].get("target")]
+    figures = [bench["extra_info"] for bench in benches]
+    pairs = [figure for figure in figures if figure.get("target") and figure.get("headline", True)]
     return [
         "| work | time | against | ratio |",
         "|---|--:|---|--:|",
