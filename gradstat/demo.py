@@ -20,7 +20,6 @@ from gradstat.table import StatTable
 
 BATCH_SIZE = 64
 LEARNING_RATE = 0.1
-MAX_NORM = 1.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Digits:
     test_labels: Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class DemoResult:
     """What a run of the demo found."""
 
@@ -41,33 +40,23 @@ class DemoResult:
     """Share of the test images that are classified right."""
 
     steps: int
-    clipped_steps: int
-    tables: int
-    """How many times the whole table was measured."""
+    clip_rate: float
+    """Share of the steps that were clipped."""
 
     seconds: float
-    """Wall time of the training loop, all of the below included."""
+    """Wall time of the training loop, without what was spent on showing tables."""
 
-    table_seconds: float
-    """Time in ``grad_stats``, with the copy that a first read makes."""
-
-    clip_seconds: float
-    """Time in ``clip_grad_norm_``."""
-
-    display_seconds: float
-    """Time spent on formatting and printing tables."""
+    gradstat_seconds: float
+    """Time in what `attach` adds to the steps: statistics and clipping on every one of them."""
 
     def __str__(self) -> str:
-        ours = self.table_seconds + self.clip_seconds
-        step = 1e6 * self.clip_seconds / self.steps
-        table = 1e6 * self.table_seconds / self.tables
+        step = 1e6 * self.gradstat_seconds / self.steps
         return (
             f"test accuracy {self.accuracy:.1%} after {self.steps} steps, "
-            f"{self.clipped_steps} of them clipped to a norm of {MAX_NORM:g}\n"
-            f"gradstat took {1e3 * ours:.1f} ms of {self.seconds:.2f} s "
-            f"({ours / self.seconds:.1%}): clipping {step:.0f} us a step, "
-            f"{self.tables} tables at {table:.0f} us\n"
-            f"(printing them took {1e3 * self.display_seconds:.0f} ms)"
+            f"{self.clip_rate:.0%} of them clipped\n"
+            f"gradstat took {1e3 * self.gradstat_seconds:.1f} ms of {self.seconds:.2f} s "
+            f"({self.gradstat_seconds / self.seconds:.1%}): {step:.0f} us a step for the whole "
+            "table and clipping"
         )
 
 
@@ -132,11 +121,17 @@ def make_model() -> nn.Sequential:
 
 def _train(model: nn.Module, digits: Digits, *, epochs: int, every: int, plain: bool) -> DemoResult:
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
+    before, after = _Clock(), _Clock()
+    optimizer.register_step_pre_hook(before.start)
+    optimizer.register_step_post_hook(after.start)
+    gradstat.attach(optimizer, model, clip="auto")
+    optimizer.register_step_pre_hook(before.stop)
+    optimizer.register_step_post_hook(after.stop)
+    monitor = optimizer.gradstat  # type: ignore[attr-defined]
+
     loss_function = nn.CrossEntropyLoss()
-    norms: list[Tensor] = []
-    last_step = epochs * math.ceil(len(digits.train_labels) / BATCH_SIZE) - 1
-    tables = 0
-    table_clock, clip_clock, display_clock = _Clock(), _Clock(), _Clock()
+    last_step = epochs * math.ceil(len(digits.train_labels) / BATCH_SIZE)
+    showing = _Clock()
     start = time.perf_counter()
     with _make_display(plain) as display:
         for epoch in range(1, epochs + 1):
@@ -144,31 +139,23 @@ def _train(model: nn.Module, digits: Digits, *, epochs: int, every: int, plain: 
                 optimizer.zero_grad()
                 loss = loss_function(model(images), labels)
                 loss.backward()
-                step = len(norms)
-                if step % every == 0 or step == last_step:
-                    with table_clock:
-                        table = gradstat.grad_stats(model)
-                        norm = table.total_norm
-                    tables += 1
-                    with display_clock:
-                        display.show(
-                            f"step {step + 1}, epoch {epoch} of {epochs}: loss {loss.item():.4f}, "
-                            f"gradient norm {norm:.3g}",
-                            table,
-                        )
-                with clip_clock:
-                    norms.append(gradstat.clip_grad_norm_(model.parameters(), MAX_NORM))
                 optimizer.step()
-    seconds = time.perf_counter() - start
+                if monitor.step % every == 1 % every or monitor.step == last_step:
+                    showing.start()
+                    display.show(
+                        f"step {monitor.step}, epoch {epoch} of {epochs}: loss {loss.item():.4f}, "
+                        f"gradient norm {monitor.total_norm:.3g}, clipped to at most "
+                        f"{monitor.clip_threshold:.3g}",
+                        monitor.last,
+                    )
+                    showing.stop()
+    seconds = time.perf_counter() - start - showing.seconds
     result = DemoResult(
         accuracy=_accuracy(model, digits),
-        steps=len(norms),
-        clipped_steps=int((torch.stack(norms) > MAX_NORM).sum()),
-        tables=tables,
+        steps=monitor.step,
+        clip_rate=monitor.clip_rate,
         seconds=seconds,
-        table_seconds=table_clock.seconds,
-        clip_seconds=clip_clock.seconds,
-        display_seconds=display_clock.seconds,
+        gradstat_seconds=before.seconds + after.seconds,
     )
     print(result)
     return result
@@ -188,16 +175,16 @@ def _accuracy(model: nn.Module, digits: Digits) -> float:
 
 
 class _Clock:
-    """Adds up the wall time spent inside ``with`` blocks."""
+    """Adds up the wall time from each `start` to the next `stop`; both may be optimizer hooks."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
+    def start(self, *_: object) -> None:
+        self._started = time.perf_counter()
 
-    def __exit__(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self._start
+    def stop(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._started
 
 
 class _PrintDisplay:

@@ -125,28 +125,12 @@ def test_demo_learns(capsys):
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_demo_reports_what_it_measured(monkeypatch, capsys):
+def test_demo_reports_what_it_measured(capsys):
     pytest.importorskip("sklearn")
-    calls = {"grad_stats": 0, "clip_grad_norm_": 0}
-
-    def counted(name):
-        function = getattr(gradstat, name)
-
-        def call(*arguments):
-            calls[name] += 1
-            return function(*arguments)
-
-        monkeypatch.setattr(gradstat, name, call)
-
-    counted("grad_stats")
-    counted("clip_grad_norm_")
     result = demo.run_demo(epochs=1, every=10, plain=True)
-    assert calls == {"grad_stats": result.tables, "clip_grad_norm_": result.steps}
-    assert (result.tables, result.steps) == (4, 22)
-    assert 0 <= result.clipped_steps <= result.steps
-    measured = result.table_seconds, result.clip_seconds, result.display_seconds
-    assert all(seconds > 0 for seconds in measured)
-    assert sum(measured) < result.seconds
+    assert result.steps == 22
+    assert 0 < result.clip_rate < 1
+    assert 0 < result.gradstat_seconds < result.seconds
     assert capsys.readouterr().out.endswith(f"{result}\n")
 
 
@@ -179,7 +163,7 @@ def test_demo_redraws_in_a_terminal(monkeypatch):
     text = terminal.getvalue()
     assert "\x1b[2K" in text  # erases the line it stands on
     assert "conv1.weight" in text
-    assert "test accuracy" in text.rstrip().splitlines()[-3]
+    assert "test accuracy" in text.rstrip().splitlines()[-2]
 
 
 def test_demo_without_scikit_learn(monkeypatch, capsys):
