@@ -1,9 +1,9 @@
-"""What a training script tells the monitor: losses, outputs, metrics."""
+"""What a training script tells the monitor: losses, metrics, and samples of its batches."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradstat._batch_sample import BATCH_NAMES, BatchSample, first_tensor
 from gradstat.errors import ArgumentTypeError
 from gradstat.stats import tensor_stats
 from gradstat.table import StatTable
+
+RECENT = 512
+SPREAD = 512
+"""Scalars kept of each name: so many of the last, and between half as many and as many spread
+evenly over all that came before."""
+
+MAX_SAMPLES = 64
+"""Batches of which a sample is kept, spread evenly over the run."""
 
 
 @dataclass(frozen=True)
@@ -24,43 +33,121 @@ class Observation:
     """Finished optimizer steps at that time."""
 
     value: float | Tensor | StatTable
-    """A number, a detached tensor of one element on its device, or the table of a larger tensor."""
+    """A number, a detached tensor of one element on another device, or a larger tensor's table."""
+
+
+class Series:
+    """The scalars of one name: the last ones, and some of all those before."""
+
+    def __init__(self) -> None:
+        self._spread: list[Observation] = []
+        self._recent: deque[Observation] = deque()
+        self._stride = 1
+        self._left = 0
+
+    def __iter__(self) -> Iterator[Observation]:
+        yield from self._spread
+        yield from self._recent
+
+    def __len__(self) -> int:
+        return len(self._spread) + len(self._recent)
+
+    def add(self, observation: Observation) -> None:
+        """Keep a value, for now or for good."""
+        self._recent.append(observation)
+        if len(self._recent) <= RECENT:
+            return
+        oldest = self._recent.popleft()
+        if self._left % self._stride == 0:
+            self._spread.append(oldest)
+            if len(self._spread) == SPREAD:
+                self._spread = self._spread[::2]
+                self._stride *= 2
+        self._left += 1
 
 
 class Observations:
-    """The last values under each name.
+    """The values under each name.
 
     Args:
-        length: Values kept of each.
+        length: Tables kept of each larger tensor.
     """
 
     def __init__(self, length: int) -> None:
         self._length = length
-        self._by_name: dict[str, deque[Observation]] = {}
+        self._series: dict[str, Series] = {}
+        self._tables: dict[str, deque[Observation]] = {}
+        self.samples: list[BatchSample] = []
+        """Samples of batches, oldest first."""
 
-    def add(self, step: int, values: Mapping[str, Any]) -> None:
-        """Keep these values, or none of them where one is unfit."""
-        noted = {n: _noted(n, value) for n, value in values.items() if value is not None}
-        for name, value in noted.items():
-            known = self._by_name.setdefault(name, deque(maxlen=self._length))
-            known.append(Observation(step, value))
+    def add(self, step: int, values: Mapping[str, Any], *, is_probed: bool) -> None:
+        """Keep these values, or none of them where one is unfit.
+
+        Args:
+            step: Finished optimizer steps.
+            values: Numbers and tensors by name.
+            is_probed: Whether larger tensors are looked at.
+        """
+        scalars = {}
+        batch = {}
+        tensors = {}
+        for name, given in values.items():
+            value = first_tensor(given) if name in BATCH_NAMES else given
+            if value is None:
+                continue
+            if isinstance(value, bool | int | float | np.number | np.bool_):
+                scalars[name] = Observation(step, float(value))
+            elif not isinstance(value, Tensor):
+                raise ArgumentTypeError(
+                    f"observe({name}=...) must be a number or a tensor, got "
+                    f"{type(value).__name__}; pass for example loss=loss"
+                )
+            elif name in BATCH_NAMES:
+                batch[name] = value
+            elif value.numel() == 1:
+                scalars[name] = Observation(step, _scalar(value))
+            else:
+                tensors[name] = value
+        for name, scalar in scalars.items():
+            self._series.setdefault(name, Series()).add(scalar)
+        if not is_probed:
+            return
+        for name, tensor in (tensors | batch).items():
+            tables = self._tables.setdefault(name, deque(maxlen=self._length))
+            tables.append(Observation(step, _table(name, tensor)))
+        if batch:
+            self._sample(step, batch, scalars.get("loss"))
+
+    def _sample(self, step: int, batch: dict[str, Tensor], loss: Observation | None) -> None:
+        if self.samples and self.samples[-1].step == step:
+            self.samples[-1].add(batch, loss and loss.value)
+            return
+        self.samples.append(BatchSample(step, batch, loss and loss.value))
+        if len(self.samples) >= MAX_SAMPLES:
+            self.samples = self.samples[:2] + self.samples[2::2]
+
+    @property
+    def scalar_names(self) -> tuple[str, ...]:
+        """Names under which numbers were told."""
+        return tuple(self._series)
+
+    def scalars(self, name: str) -> Series:
+        """Return the numbers of a name, oldest first; nothing under an unknown one."""
+        return self._series.get(name, Series())
 
     def under(self, name: str) -> list[Observation]:
         """Return the values of a name, oldest first."""
-        return list(self._by_name.get(name, ()))
+        return [*self.scalars(name), *self._tables.get(name, ())]
 
 
-def _noted(name: str, given: object) -> float | Tensor | StatTable:
-    if isinstance(given, bool | int | float | np.number | np.bool_):
-        return float(given)
-    if not isinstance(given, Tensor):
-        raise ArgumentTypeError(
-            f"observe({name}=...) must be a number or a tensor, got {type(given).__name__}; pass "
-            "for example loss=loss"
-        )
+def _scalar(value: Tensor) -> float | Tensor:
+    if type(value) is Tensor and value.device.type == "cpu" and not value.is_complex():
+        return float(value.item())
+    return value.detach().clone()
+
+
+def _table(name: str, given: Tensor) -> StatTable:
     with torch.no_grad():
-        if given.numel() == 1:
-            return given.clone()
         is_real_or_complex = given.is_floating_point() or given.is_complex()
         measured = given if is_real_or_complex else given.to(torch.float32)
         return tensor_stats([measured], [name], kind="observation")

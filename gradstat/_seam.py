@@ -9,6 +9,7 @@ read after each call of it.
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -17,9 +18,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradstat import _kernels
+from gradstat._accumulation import Accumulation
 from gradstat._alarms import Alarms
 from gradstat._loan import Held, Loan
 from gradstat._loss_scale import OverflowCount, amp_scalar, is_fused, makes_momentum
+from gradstat._probes import Probes
 from gradstat._recorder import Recorder
 from gradstat._warnings import warn_user
 from gradstat._watched import Watched
@@ -53,14 +56,19 @@ class Seam:
         watched: Watched,
         clipper: Clipper,
         recorder: Recorder,
+        probes: Probes,
         overflows: OverflowCount,
         on_nonfinite: str,
     ) -> None:
         self.watched = watched
+        self._accumulation = accumulation = Accumulation()
         self.alarms = Alarms()
-        self.monitor = Monitor(clipper, recorder, overflows)
+        self.monitor = Monitor(
+            weakref.ref(optimizer), watched, clipper, recorder, probes, overflows, accumulation
+        )
         self._clipper = clipper
         self._recorder = recorder
+        self._probes = probes
         self._overflows = overflows
         self._on_nonfinite = on_nonfinite
         self._only_watches = clipper.policy is None and on_nonfinite == "propagate"
@@ -123,7 +131,7 @@ class Seam:
         self._is_phantom = "closure" in kwargs and _is_phantom(optimizer, kwargs, self._parameters)
         if self._is_phantom or self._has_failed:
             return None
-        self._attempt(lambda: self._recorder.begin(self._parameters))
+        self._attempt(lambda: self._begin(optimizer))
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is not None and callable(closure):
             measured = self._measured(closure, optimizer)
@@ -138,6 +146,14 @@ class Seam:
         if self._loan.is_out and not compiled:
             return Held.of(args, self._loan), kwargs
         return None
+
+    def _begin(self, optimizer: Optimizer) -> None:
+        self._accumulation.look(self._parameters)
+        self._recorder.begin(self._parameters)
+        step = self._recorder.step + 1
+        if self._probes.is_due(step):
+            names = self.watched.names
+            self._probes.begin(step, names, self._parameters, optimizer.param_groups)
 
     def _measured(self, closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
         def measured_closure() -> Any:
@@ -158,6 +174,8 @@ class Seam:
         self._overflows.look()
         recorder = self._recorder
         recorder.finish(self._parameters)
+        self._attempt(lambda: self._probes.finish(self._parameters))
+        self._accumulation.remember(self._parameters)
         self._parameters = []
         if self._clipper.may_skip:
             self.alarms.look_at_skips(recorder.step, self._skipped, self._clipper.state)
@@ -190,7 +208,8 @@ class Seam:
         overflow = amp_scalar(optimizer, "found_inf")
         if overflow is not None:
             self._overflows.heard(overflow)
-        if self._only_watches and not recorder.is_recording:
+        is_looked_at = recorder.is_recording or self._probes.is_under_way
+        if self._only_watches and not is_looked_at:
             return
         batch = _kernels.gather(parameters, take_grad=True, name_of=self._name_of)
         if batch.is_empty:
@@ -202,8 +221,9 @@ class Seam:
         grad_scale = amp_scalar(optimizer, "grad_scale", batch.device)
         found_inf = self._found_inf_for(optimizer, batch.device)
         clipper.measure(batch, table, out, grad_scale=grad_scale, found_inf=found_inf)
-        if grad_scale is not None and (recorder.is_recording or clipper.has_rest):
+        if grad_scale is not None and (is_looked_at or clipper.has_rest):
             recorder.unscale(table, grad_scale)
+        self._probes.put_gradients(table, parameters)
         may_stop = clipper.may_skip or self._on_nonfinite == "raise"
         if found_inf is not None:
             self._skipped = None

@@ -42,7 +42,7 @@ class Watched:
                 f"filter must be a function, got {type(keep).__name__}; pass for example "
                 'filter=lambda name, parameter: "bias" not in name'
             )
-        self._model = model
+        self.model = model
         self._pairs = _names_by_id(model, named_parameters)
         self._keep = keep
         self._lists: list[tuple[list[Tensor], int]] = []
@@ -77,8 +77,8 @@ class Watched:
 
     def all_names(self, groups: Groups) -> list[str]:
         """Return the name of every parameter of the groups, watched or not."""
-        if self._model is not None:  # it may have grown since
-            self._pairs.update(_names_by_id(self._model, None))
+        if self.model is not None:  # it may have grown since
+            self._pairs.update(_names_by_id(self.model, None))
         names = []
         for index, group in enumerate(groups):
             own = group.get("param_names")

@@ -10,15 +10,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from torch.optim import Optimizer
+
 from gradstat import _kernels
+from gradstat._accumulation import Accumulation
 from gradstat._alarms import are_clipped
+from gradstat._evidence import (
+    batch_of,
+    curve_of,
+    layers_of,
+    model_facts,
+    optimizer_facts,
+    probes_of,
+)
 from gradstat._loss_scale import OverflowCount
 from gradstat._observations import Observation, Observations
+from gradstat._probes import Probes
 from gradstat._recorder import Recorder
 from gradstat._warnings import warn_user
+from gradstat._watched import Watched
 from gradstat._window import Ring
 from gradstat.clipping.clipper import Clipper
 from gradstat.columns import L2, RAW_COLUMNS
+from gradstat.diagnosis.evidence import Evidence
 from gradstat.errors import ArgumentValueError
 from gradstat.table import StatTable
 
@@ -37,9 +51,22 @@ class Monitor:
     step does.
     """
 
-    def __init__(self, clipper: Clipper, recorder: Recorder, overflows: OverflowCount) -> None:
+    def __init__(
+        self,
+        optimizer: Callable[[], Optimizer | None],
+        watched: Watched,
+        clipper: Clipper,
+        recorder: Recorder,
+        probes: Probes,
+        overflows: OverflowCount,
+        accumulation: Accumulation,
+    ) -> None:
+        self._optimizer = optimizer
+        self._watched = watched
+        self._accumulation = accumulation
         self._clipper = clipper
         self._recorder = recorder
+        self._probes = probes
         self._overflows = overflows
         self._observations = Observations(recorder.length)
         self._callbacks: list[Callable[[Monitor], Any]] = []
@@ -233,7 +260,9 @@ class Monitor:
         Example:
             >>> optimizer.gradstat.observe(loss=loss, outputs=logits)
         """
-        self._observations.add(self.step, values)
+        self._observations.add(
+            self.step, values, is_probed=self._probes.is_due(self.step + 1)
+        )
 
     def observed(self, name: str) -> list[Observation]:
         """Return what was observed under a name, oldest first; nothing under an unknown one."""
@@ -255,6 +284,33 @@ class Monitor:
         """Run the callbacks of `on_step`."""
         for callback in self._callbacks:
             callback(self)
+
+    # ---- diagnosis -------------------------------------------------------------------------------
+
+    def evidence(self) -> Evidence:
+        """Return all that is known of the run, on the host. Synchronises with a CUDA device."""
+        optimizer = self._optimizer()
+        assert optimizer is not None, "a monitor is used while its optimizer lives"
+        model = self._watched.model
+        self._watched.refresh(optimizer.param_groups)
+        parameters = self._watched.parameters(optimizer.param_groups)
+        layers = layers_of(self._watched.names, optimizer, model, parameters)
+        names = self._observations.scalar_names
+        fits = self._probes.names == self._watched.names
+        return Evidence(
+            step=self.step,
+            layers=layers,
+            probes=probes_of(self._probes.kept if fits else (), len(layers)),
+            recent_steps=self.recorded_steps,
+            recent=self.window,
+            decisions=self.decisions,
+            curves={name: curve_of(self._observations.scalars(name)) for name in names},
+            batches=tuple(batch_of(sample) for sample in self._observations.samples),
+            optimizer=optimizer_facts(optimizer),
+            model=model_facts(model, optimizer) if model is not None else None,
+            skipped_steps=self.skipped_steps,
+            accumulated_steps=self._accumulation.steps,
+        )
 
     # ---- checkpoints -----------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradstat._loss_scale import OverflowCount
+from gradstat._probes import Probes
 from gradstat._recorder import Recorder
 from gradstat._seam import KERNEL_RULE, Seam
 from gradstat._watched import Filter, Watched
@@ -104,6 +105,7 @@ def attach(
         watched=Watched(model, named_parameters, filter),
         clipper=Clipper(policy, KERNEL_RULE[on_nonfinite]),
         recorder=Recorder(every=every, length=window, weights=weights, updates=updates),
+        probes=Probes(),
         overflows=OverflowCount(scaler),
         on_nonfinite=on_nonfinite,
     )

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from torch.optim import Optimizer
 
+from gradstat._optimizer_kind import is_scale_free
 from gradstat.clipping.policies import AutoClip, Value
 from gradstat.clipping.policy import Chain, FusedPolicy, Policy, check, policies_of
 from gradstat.errors import ArgumentTypeError, ArgumentValueError
@@ -31,22 +32,12 @@ the others counts. Half of the highest median evens out the large gradients of t
 which would otherwise stay in the second moment and shorten the steps that follow.
 """
 
-_SCALE_FREE = (
-    "adam", "adagrad", "adadelta", "adafactor", "rmsprop", "rprop", "lion", "lamb", "lars", "muon",
-    "shampoo", "soap", "sophia", "prodigy", "signsgd", "novograd",
-)  # fmt: skip
-"""Parts of the names of optimizers whose step does not change when all gradients are scaled."""
-
-
 def auto_policy(optimizer: Optimizer | None) -> AutoClip:
     """Return what ``clip="auto"`` stands for with this optimizer.
 
-    An optimizer is told by the names of its class and the classes above it; one that is not known
-    gets `AUTO`, which is safe for all.
+    One that is not known gets `AUTO`, which is safe for all.
     """
-    names = [cls.__name__.lower() for cls in type(optimizer).__mro__]
-    is_scale_free = any(part in name for name in names for part in _SCALE_FREE)
-    return AUTO_SCALE_FREE if is_scale_free else AUTO
+    return AUTO_SCALE_FREE if is_scale_free(optimizer) else AUTO
 
 
 def resolve(clip: object, optimizer: Optimizer | None = None) -> Policy | None:

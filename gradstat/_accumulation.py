@@ -1,0 +1,35 @@
+"""Tells whether gradients are added to those of the step before: a missing ``zero_grad``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+class Accumulation:
+    """Follows the gradient of one parameter from step to step.
+
+    Each backward pass adds to a gradient in place, which raises the tensor's version by one; so does
+    zeroing. The same tensor one version later was added to and not zeroed. Where several backward
+    passes belong to a step nothing can be told.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        """Steps whose gradients held those of the step before."""
+
+        self._gradient: Tensor | None = None
+        self._version = 0
+
+    def look(self, parameters: Sequence[Tensor]) -> None:
+        """Compare the gradients of a step about to happen with those of the last one."""
+        known = self._gradient
+        if known is not None and known._version == self._version + 1:
+            self.steps += any(parameter.grad is known for parameter in parameters)
+
+    def remember(self, parameters: Sequence[Tensor]) -> None:
+        """Note the gradients of a step that has happened."""
+        self._gradient = next((p.grad for p in parameters if p.grad is not None), None)
+        if self._gradient is not None:
+            self._version = self._gradient._version

@@ -1,0 +1,117 @@
+"""Samples of what went into a model, came out, and was wanted: small copies, made without waiting.
+
+A copy holds at most `MAX_ELEMENTS` numbers, whatever the size of the batch. Outputs and targets
+keep their rows together, so that a row's target stays beside its output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BATCH_NAMES = ("inputs", "outputs", "targets")
+
+MAX_ROWS = 256
+MAX_ELEMENTS = 65536
+
+
+@dataclass(frozen=True)
+class TensorSample:
+    """Some rows of a tensor."""
+
+    rows: Tensor
+    """A detached copy, on the tensor's device: (n, features), or (n,) where a row is a number."""
+
+    shape: tuple[int, ...]
+    """Shape of the whole tensor."""
+
+    dtype: torch.dtype
+    is_whole: bool
+    """Whether every element is in ``rows``."""
+
+
+class BatchSample:
+    """What is kept of one batch.
+
+    Args:
+        step: Finished optimizer steps.
+        batch: Tensors under names of `BATCH_NAMES`.
+        loss: Their loss, where it was told with them.
+    """
+
+    def __init__(self, step: int, batch: Mapping[str, Tensor], loss: float | Tensor | None) -> None:
+        self.step = step
+        self.loss = loss
+        self.tensors: dict[str, TensorSample] = {}
+        self.is_paired = False
+        """Whether row i of the outputs belongs to row i of the targets."""
+
+        self._take(batch)
+
+    def add(self, batch: Mapping[str, Tensor], loss: float | Tensor | None) -> None:
+        """Take what was not yet told of this step; of a second batch in a step nothing is kept."""
+        self._take({name: value for name, value in batch.items() if name not in self.tensors})
+        self.loss = loss if self.loss is None else self.loss
+
+    def _take(self, batch: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            outputs, targets = batch.get("outputs"), batch.get("targets")
+            pair = None
+            if outputs is not None and targets is not None:
+                pair = _rows_of_pair(outputs, targets)
+            self.is_paired = self.is_paired or pair is not None
+            for name, tensor in batch.items():
+                rows = tensor
+                if pair is not None and name != "inputs":
+                    rows = pair[name == "targets"]
+                self.tensors[name] = _sample(tensor, rows)
+
+
+def first_tensor(given: Any) -> Any:
+    """Return the tensor in a container of tensors: the logits of a dict, else the first.
+
+    What holds no tensor is None; what is no container is itself.
+    """
+    if isinstance(given, Tensor) or given is None:
+        return given
+    if isinstance(given, Mapping):
+        values = [given["logits"]] if "logits" in given else list(given.values())
+    elif isinstance(given, list | tuple):
+        values = list(given)
+    elif isinstance(getattr(given, "logits", None), Tensor):
+        return given.logits
+    else:
+        return given
+    return next((value for value in values if isinstance(value, Tensor)), None)
+
+
+def _rows_of_pair(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return both as rows that belong together; None where the shapes do not say how.
+
+    Classes: outputs (N, C, ...) or (..., C) beside targets without that dimension become (n, C) and
+    (n,). Equal shapes become (N, k) each.
+    """
+    if outputs.shape == targets.shape:
+        return (outputs, targets) if outputs.dim() > 0 else None
+    if outputs.dim() == targets.dim() + 1 and not targets.is_floating_point():
+        if outputs.dim() > 1 and outputs.shape[:1] + outputs.shape[2:] == targets.shape:
+            return outputs.movedim(1, -1).flatten(0, -2), targets.flatten()
+        if outputs.shape[:-1] == targets.shape:
+            return outputs.flatten(0, -2), targets.flatten()
+    return None
+
+
+def _sample(whole: Tensor, rows: Tensor) -> TensorSample:
+    row_elements = math.prod(rows.shape[1:])
+    count = max(1, min(MAX_ROWS, MAX_ELEMENTS // max(row_elements, 1)))
+    some = rows[:count] if rows.dim() > 0 else rows.reshape(1)
+    some = some.flatten(1)[:, :MAX_ELEMENTS] if some.dim() > 1 else some
+    copy = some.detach().clone()
+    return TensorSample(
+        copy, tuple(whole.shape), whole.dtype, is_whole=copy.numel() == whole.numel()
+    )

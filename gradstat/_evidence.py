@@ -1,0 +1,145 @@
+"""Brings what gradstat holds of a run to the host, in the form that diagnosis reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradstat import _kernels
+from gradstat._batch_sample import BatchSample, TensorSample
+from gradstat._observations import Observation
+from gradstat._optimizer_kind import is_scale_free
+from gradstat._probes import Probe
+from gradstat.diagnosis.evidence import Batch, Curve, Layer, ModelFacts, OptimizerFacts, Probes
+
+Floats = NDArray[np.float64]
+
+
+def curve_of(observations: Iterable[Observation]) -> Curve:
+    """Return scalars as arrays. Synchronises once where some lie on a device."""
+    seen = list(observations)
+    values = np.array([s.value if isinstance(s.value, float) else np.nan for s in seen])
+    late = [i for i, s in enumerate(seen) if isinstance(s.value, Tensor)]
+    if late:
+        tensors = [seen[i].value for i in late]
+        values[late] = torch.stack([_real(t).reshape(()) for t in tensors]).cpu().numpy()
+    return Curve(np.array([s.step for s in seen], np.int64), values)
+
+
+def probes_of(kept: Sequence[Probe], n_layers: int) -> Probes:
+    """Return the finished probes as arrays. Synchronises once for each kind of table."""
+    done = [probe for probe in kept if probe.updates is not None]
+    missing = torch.full((n_layers + 1, _kernels.NUM_COLUMNS), torch.nan, dtype=torch.float64)
+
+    def stacked(tables: list[Tensor | None]) -> Floats:
+        if not tables:
+            return np.zeros((0, n_layers, _kernels.NUM_COLUMNS))
+        device = next((t.device for t in tables if t is not None), torch.device("cpu"))
+        filled = [missing.to(device) if t is None else t for t in tables]
+        host: Floats = torch.stack(filled).cpu().numpy()
+        return host[:, :-1]
+
+    return Probes(
+        steps=np.array([probe.step for probe in done], np.int64),
+        lrs=np.array([[float(lr) for lr in probe.lrs] for probe in done]).reshape(len(done), -1),
+        gradients=stacked([probe.gradients for probe in done]),
+        weights=stacked([probe.weights for probe in done]),
+        slices=stacked([p.gradients if p.slices is None else p.slices for p in done]),
+        updates=stacked([probe.updates for probe in done]),
+    )
+
+
+def batch_of(sample: BatchSample) -> Batch:
+    """Return a sample as arrays. Synchronises where it lies on a device."""
+    tensors = sample.tensors
+
+    def array(name: str) -> Floats | None:
+        return _to_numpy(tensors[name].rows) if name in tensors else None
+
+    loss = sample.loss
+    pair = [tensors.get("outputs"), tensors.get("targets")]
+    return Batch(
+        step=sample.step,
+        inputs=array("inputs"),
+        outputs=array("outputs"),
+        targets=array("targets"),
+        shapes={name: kept.shape for name, kept in tensors.items()},
+        integers=frozenset(name for name, kept in tensors.items() if _is_integer(kept)),
+        is_paired=sample.is_paired,
+        is_whole=all(kept is not None and kept.is_whole for kept in pair),
+        loss=loss if loss is None or isinstance(loss, float) else _real(loss).item(),
+    )
+
+
+def layers_of(
+    names: Sequence[str], optimizer: Optimizer, model: nn.Module | None, watched: Sequence[Tensor]
+) -> tuple[Layer, ...]:
+    """Return what is known of each watched parameter."""
+    owners: dict[int, str] = {}
+    for module in model.modules() if model is not None else ():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), type(module).__name__)
+    groups = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    return tuple(
+        Layer(
+            name=name,
+            shape=tuple(parameter.shape),
+            epsilon=torch.finfo(parameter.dtype).eps,
+            module=owners.get(id(parameter), ""),
+            group=groups.get(id(parameter), 0),
+        )
+        for name, parameter in zip(names, watched, strict=True)
+    )
+
+
+def optimizer_facts(optimizer: Optimizer) -> OptimizerFacts:
+    """Return what the rules ask of an optimizer. Synchronises where a learning rate is a tensor."""
+    groups = optimizer.param_groups
+    first = groups[0] if groups else {}
+    betas = first.get("betas")
+    return OptimizerFacts(
+        name=type(optimizer).__name__,
+        is_adaptive=is_scale_free(optimizer),
+        momentum=float(betas[0] if betas else first.get("momentum", 0.0)),
+        weight_decay=max((float(group.get("weight_decay", 0.0)) for group in groups), default=0.0),
+        lrs=tuple(float(group.get("lr", np.nan)) for group in groups),
+    )
+
+
+def model_facts(model: nn.Module, optimizer: Optimizer) -> ModelFacts:
+    """Return what the rules ask of a model."""
+    own = {id(p) for p in model.parameters()}
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    named = list(model.named_parameters())
+    return ModelFacts(
+        modules=tuple(type(m).__name__ for m in model.modules() if not any(m.children())),
+        n_parameters=sum(p.numel() for p in model.parameters()),
+        frozen=tuple(name for name, p in named if not p.requires_grad),
+        forgotten=tuple(
+            name
+            for name, p in named
+            if p.requires_grad and p.grad is not None and id(p) not in stepped
+        ),
+        n_strangers=len(stepped - own),
+        n_own=len(stepped & own),
+    )
+
+
+def _real(value: Any) -> Tensor:
+    tensor: Tensor = value.abs() if value.is_complex() else value
+    return tensor.double()
+
+
+def _to_numpy(rows: Tensor) -> Floats:
+    host: Floats = _real(rows.to_dense() if rows.is_sparse else rows).cpu().numpy()
+    return host
+
+
+def _is_integer(kept: TensorSample) -> bool:
+    return not (kept.dtype.is_floating_point or kept.dtype.is_complex)

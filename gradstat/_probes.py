@@ -1,0 +1,134 @@
+"""What diagnosis looks at: a bounded number of steps, spread over the whole run.
+
+On a probed step the gradients' table is kept, with the tables of the weights and of their change.
+The first steps are all probed, then one in `FIRST_STRIDE`. Whenever `CAPACITY` probes are there,
+every second one is dropped and the stride doubles: a run of any length has between half the
+capacity and the capacity, and what probing costs a step falls as the run goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradstat import _kernels
+
+FIRST_STEPS = 4
+FIRST_STRIDE = 8
+CAPACITY = 64
+
+SLICE_ELEMENTS = 65536
+"""Of a larger parameter only the first so many elements are followed from before a step to after
+it: a probe holds no copy of a large model."""
+
+
+@dataclass
+class Probe:
+    """What was measured in one step; every table has the totals in its last row."""
+
+    step: int
+    """Number of the step, the run's first being 1."""
+
+    lrs: tuple[float | Tensor, ...]
+    """Learning rate of each group of the optimizer."""
+
+    weights: Tensor
+    """Table of the parameters before the step, (n + 1, 12); of large ones, of their slices."""
+
+    slices: Tensor | None = None
+    """Table of those slices of the gradients, (n + 1, 12), in the unit they came in; None where no
+    parameter is large."""
+
+    gradients: Tensor | None = None
+    """Table of the whole gradients, (n + 1, 12), in true units; None: there were none."""
+
+    updates: Tensor | None = None
+    """Table of the change of the parameters' slices; None while the step is under way."""
+
+
+class Probes:
+    """The probes of a run, and which step is the next."""
+
+    def __init__(self) -> None:
+        self.kept: list[Probe] = []
+        """Oldest first; the newest may be under way."""
+
+        self.names: Sequence[str] = ()
+        self._stride = FIRST_STRIDE
+        self._under_way: Probe | None = None
+        self._before: list[Tensor] = []
+
+    def is_due(self, step: int) -> bool:
+        """Whether the step of this number is probed."""
+        return step <= FIRST_STEPS or step % self._stride == 0
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether the step under way is probed."""
+        return self._under_way is not None
+
+    def begin(
+        self,
+        step: int,
+        names: Sequence[str],
+        parameters: Sequence[Tensor],
+        groups: list[dict[str, Any]],
+    ) -> None:
+        """Start to probe a step, before it can have changed the parameters.
+
+        Probes of other parameters, from before a change of the optimizer's groups, are dropped.
+        """
+        if names is not self.names and tuple(names) != tuple(self.names):
+            self.kept.clear()
+        self.names = names
+        slices = _slices(parameters)
+        self._before = torch._foreach_mul(slices, 1.0)
+        lrs = tuple(_frozen(group.get("lr", float("nan"))) for group in groups)
+        self._under_way = Probe(step, lrs, _table(slices))
+
+    def put_gradients(self, table: Tensor, parameters: Sequence[Tensor]) -> None:
+        """Keep the table of this step's gradients, if the step is probed."""
+        probe = self._under_way
+        if probe is None:
+            return
+        probe.gradients = table.clone()
+        if any(parameter.numel() > SLICE_ELEMENTS for parameter in parameters):
+            gradients = [parameter.grad for parameter in parameters]
+            probe.slices = _table([None if g is None else _slice(g) for g in gradients])
+
+    def finish(self, parameters: Sequence[Tensor]) -> None:
+        """Measure what the step did to the parameters, and keep the probe."""
+        probe, self._under_way = self._under_way, None
+        before, self._before = self._before, []
+        if probe is None or len(before) != len(parameters):
+            return
+        probe.updates = _table(torch._foreach_sub(_slices(parameters), before))
+        self.kept.append(probe)
+        if len(self.kept) >= CAPACITY:
+            self._stride *= 2
+            self.kept = [p for p in self.kept if self.is_due(p.step)]
+
+
+def _slices(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [_slice(parameter) for parameter in parameters]
+
+
+def _slice(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    if tensor.layout is not torch.strided or tensor.numel() <= SLICE_ELEMENTS:
+        return tensor
+    return tensor.flatten()[:SLICE_ELEMENTS]
+
+
+def _frozen(lr: Any) -> float | Tensor:
+    if isinstance(lr, Tensor):
+        return float(lr) if lr.device.type == "cpu" else lr.detach().clone()
+    return float(lr)
+
+
+def _table(tensors: Sequence[Tensor | None]) -> Tensor:
+    return _kernels.moments(_kernels.gather(tensors))[0]

@@ -1,0 +1,242 @@
+"""What is known of a run, on the host: the only thing that rules look at.
+
+Everything is a plain number, name or NumPy array; nothing here waits, and nothing knows of torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+# Places of the columns in a table's row (docs/statistics.md).
+NUMEL, ZEROS, NANS, INFS, SUM, ABS_SUM, SQ_SUM, ABS_MAX, ABS_MIN, ROWS, DEAD_ROWS, L2 = range(12)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A parameter that is watched."""
+
+    name: str
+    shape: tuple[int, ...]
+    epsilon: float
+    """Distance from 1 to the next number of its dtype."""
+
+    module: str
+    """Class of the module that owns it, such as ``Linear``; empty where no model was given."""
+
+    group: int
+    """Its group in the optimizer."""
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it multiplies what flows through: no bias, no gain of a normalisation."""
+        return len(self.shape) >= 2 and self.module != "Embedding"
+
+    @property
+    def fan_in(self) -> int:
+        """Numbers that each output is a sum of."""
+        return math.prod(self.shape[1:])
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Steps spread over the run, each with tables of (layers, 12); NaN rows are missing."""
+
+    steps: NDArray[np.int64]
+    """Numbers of the steps, the run's first being 1: (p,)."""
+
+    lrs: Floats
+    """Learning rate of each group: (p, groups)."""
+
+    gradients: Floats
+    """Tables of the gradients, in true units, before clipping: (p, layers, 12)."""
+
+    weights: Floats
+    """Tables of the parameters before the step, of large ones of their first elements."""
+
+    slices: Floats
+    """Tables of the gradients of the same elements, in the unit that they came in."""
+
+    updates: Floats
+    """Tables of the change of the same elements."""
+
+    @cached_property
+    def gradient_rms(self) -> Floats:
+        """Root mean square of each gradient: (p, layers); NaN where it is missing."""
+        return rms(self.gradients)
+
+    @cached_property
+    def weight_rms(self) -> Floats:
+        """Root mean square of each parameter: (p, layers)."""
+        return rms(self.weights)
+
+    @cached_property
+    def weight_std(self) -> Floats:
+        """Standard deviation of each parameter: (p, layers)."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = self.weights[..., SUM] / self.weights[..., NUMEL]
+        return np.sqrt(np.maximum(self.weight_rms**2 - mean**2, 0.0))
+
+    @cached_property
+    def update_ratio(self) -> Floats:
+        """Norm of each parameter's change over its own norm: (p, layers)."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio: Floats = self.updates[..., L2] / self.weights[..., L2]
+        return ratio
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A number that was observed again and again."""
+
+    steps: NDArray[np.int64]
+    """Finished steps at each value."""
+
+    values: Floats
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @cached_property
+    def finite(self) -> Floats:
+        """Its finite values."""
+        return self.values[np.isfinite(self.values)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A sample of one batch; an array that was not observed is None."""
+
+    step: int
+    inputs: Floats | None
+    """(n, features)."""
+
+    outputs: Floats | None
+    """(n, classes or features)."""
+
+    targets: Floats | None
+    """(n,) classes or numbers, or (n, features)."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    """Shapes of the whole tensors."""
+
+    integers: frozenset[str]
+    """Names of those whose dtype is an integer or bool."""
+
+    is_paired: bool
+    """Whether row i of the outputs belongs to row i of the targets."""
+
+    is_whole: bool
+    """Whether outputs and targets are all there, so that the loss can be computed again."""
+
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class OptimizerFacts:
+    """The optimizer as it is now."""
+
+    name: str
+    is_adaptive: bool
+    """Whether its update is of the size of the learning rate, whatever the gradient's."""
+
+    momentum: float
+    weight_decay: float
+    lrs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The model as it is now."""
+
+    modules: tuple[str, ...]
+    """Classes of the modules that have no children, in order."""
+
+    n_parameters: int
+    """Elements of all its parameters."""
+
+    frozen: tuple[str, ...]
+    """Parameters that do not require a gradient."""
+
+    forgotten: tuple[str, ...]
+    """Parameters that require a gradient, and have one, but are in no group of the optimizer."""
+
+    n_strangers: int
+    """Parameters of the optimizer that are not the model's."""
+
+    n_own: int
+    """Parameters of the optimizer that are the model's."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the model where an activation function was seen, over a window of steps."""
+
+    name: str
+    kind: str
+    units: int
+    dead_units: int
+    saturated_fraction: float
+    zero_fraction: float
+    samples: int
+    """Positions (samples, pixels, tokens) that each unit was seen at."""
+
+    rms: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known of a run at one time."""
+
+    step: int
+    """Finished optimizer steps."""
+
+    layers: tuple[Layer, ...]
+    probes: Probes
+    recent_steps: NDArray[np.int64]
+    """Numbers of the last recorded steps: (w,)."""
+
+    recent: Floats
+    """Tables of their gradients: (w, layers, 12)."""
+
+    decisions: Floats
+    """Decisions on those steps: (w, 6), as `Monitor.decisions`."""
+
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    batches: tuple[Batch, ...] = ()
+    optimizer: OptimizerFacts | None = None
+    model: ModelFacts | None = None
+    sites: tuple[Site, ...] = ()
+    skipped_steps: int = 0
+    accumulated_steps: int = 0
+    """Steps whose gradients had been added to those of the step before."""
+
+    @cached_property
+    def loss(self) -> Curve | None:
+        """The training loss, where it was observed."""
+        return self.curves.get("loss")
+
+    @cached_property
+    def val_loss(self) -> Curve | None:
+        """The validation loss, where it was observed."""
+        return self.curves.get("val_loss")
+
+    @cached_property
+    def matrices(self) -> NDArray[np.int64]:
+        """Positions of the layers that multiply what flows through, in the model's order."""
+        return np.array([i for i, layer in enumerate(self.layers) if layer.is_matrix], np.int64)
+
+
+def rms(tables: Floats) -> Floats:
+    """Return the root mean square of each row over its finite elements; NaN where it is missing."""
+    count = tables[..., NUMEL] - tables[..., NANS] - tables[..., INFS]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result: Floats = tables[..., L2] / np.sqrt(count)
+    return result
