@@ -1,1 +1,56 @@
-"""Diagnosis."""
+"""Diagnosis: from what is known of a run to a ranked list of what is wrong with it.
+
+`diagnose` runs every rule on the evidence and puts causes before symptoms. A family of rules is a
+file; `causes` holds what explains what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gradstat.diagnosis import data, fit, flow, outcome, progress, rates, units, updating, weights
+from gradstat.diagnosis.causes import rank
+from gradstat.diagnosis.evidence import Evidence
+from gradstat.diagnosis.finding import Finding
+from gradstat.diagnosis.rule import Case, Rule
+
+RULES: tuple[Rule, ...] = (
+    data.NonfiniteInputs(),
+    data.InputScale(),
+    data.Unshuffled(),
+    data.TargetScale(),
+    data.ConstantTargets(),
+    data.Imbalance(),
+    fit.ProbabilitiesAsLogits(),
+    fit.LogitsAsLogProbabilities(),
+    fit.OneUnitSoftmax(),
+    fit.Broadcast(),
+    fit.OutputRange(),
+    updating.NoGradient(),
+    updating.NoUpdate(),
+    updating.NotZeroed(),
+    weights.Initialization(),
+    flow.Vanishing(),
+    flow.Exploding(),
+    flow.Nonfinite(),
+    flow.SparseGradients(),
+    rates.TooHigh(),
+    rates.TooLow(),
+    units.DeadUnits(),
+    units.Saturated(),
+    progress.ZeroLoss(),
+    progress.FlatLoss(),
+    progress.Diverging(),
+    progress.Oscillating(),
+    progress.Plateau(),
+    outcome.ConstantPredictions(),
+    outcome.RandomTargets(),
+    outcome.Overfitting(),
+    outcome.Underfitting(),
+)
+
+
+def diagnose(run: Evidence, rules: Sequence[Rule] = RULES) -> list[Finding]:
+    """Return what is wrong with a run, causes first, each followed by its symptoms."""
+    case = Case(run)
+    return rank(finding for rule in rules for finding in rule.judge(case))

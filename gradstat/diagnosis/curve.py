@@ -1,0 +1,76 @@
+"""The shape of a loss curve in a few numbers that do not depend on its unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradstat.diagnosis.evidence import Curve, Floats
+
+MIN_VALUES = 20
+"""A shorter curve has no shape."""
+
+TAIL = 0.2
+"""Share of a curve that is called its end."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A loss curve without its values that are not finite."""
+
+    first: float
+    """Median of the first 2 % of the values, three at least."""
+
+    last: float
+    """Median of the last fifth."""
+
+    best: float
+    """Lowest median of any tenth."""
+
+    peak: float
+    """Largest value."""
+
+    noise: float
+    """Spread from value to value near the end: median |difference| / 0.95, which for independent
+    normal noise is its standard deviation."""
+
+    trend: float
+    """Change over the last half by a robust line (Theil-Sen on ten medians), in the loss's unit."""
+
+    trend_error: float
+    """What that change would be by noise alone."""
+
+    @property
+    def fall(self) -> float:
+        """Share of the first value that has been gained; negative where the loss has risen."""
+        return (self.first - self.last) / max(abs(self.first), 1e-12)
+
+
+def shape_of(curve: Curve | None) -> Shape | None:
+    """Return the shape of a curve, or None where it has too few finite values."""
+    if curve is None or len(curve.finite) < MIN_VALUES:
+        return None
+    values = curve.finite
+    n = len(values)
+    tenths = np.array([np.median(part) for part in np.array_split(values, 10)])
+    half = values[n // 2 :]
+    noise = float(np.median(np.abs(np.diff(half)))) / 0.954
+    trend = _line(half)
+    return Shape(
+        first=float(np.median(values[: max(3, n // 50)])),
+        last=float(np.median(values[-max(3, int(TAIL * n)) :])),
+        best=float(tenths.min()),
+        peak=float(values.max()),
+        noise=noise,
+        trend=trend,
+        trend_error=noise * 3.5 / np.sqrt(len(half)),
+    )
+
+
+def _line(values: Floats) -> float:
+    parts = [part for part in np.array_split(values, 10) if len(part)]
+    medians = np.array([np.median(part) for part in parts])
+    i, j = np.triu_indices(len(medians), 1)
+    slopes = (medians[j] - medians[i]) / (j - i)
+    return float(np.median(slopes) * (len(medians) - 1)) if len(slopes) else 0.0

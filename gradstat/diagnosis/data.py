@@ -1,0 +1,330 @@
+"""Rules on what goes in: inputs and targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradstat.diagnosis.evidence import Floats
+from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.rule import Case, Rule
+
+_NORMALISES = ("BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "RMSNorm")
+
+
+def input_rows(case: Case) -> Floats:
+    """Return the sampled rows of float inputs, (n, features), or none."""
+    arrays = [
+        batch.inputs.reshape(len(batch.inputs), -1)
+        for batch in case.run.batches
+        if batch.inputs is not None and "inputs" not in batch.integers and batch.inputs.size
+    ]
+    width = arrays[0].shape[1] if arrays else 0
+    alike = [array for array in arrays if array.shape[1] == width]
+    return np.concatenate(alike) if alike else np.zeros((0, 0))
+
+
+@dataclass(frozen=True)
+class NonfiniteInputs(Rule):
+    """NaN or Inf in the inputs or targets: everything behind them becomes NaN."""
+
+    codes = ("bad-inputs", "bad-targets")
+    needs = ("inputs",)
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        for name, code in (("inputs", "bad-inputs"), ("targets", "bad-targets")):
+            for batch in case.run.batches:
+                array = batch.inputs if name == "inputs" else batch.targets
+                if array is None or np.isfinite(array).all():
+                    continue
+                share = 1 - float(np.isfinite(array).mean())
+                yield Finding(
+                    code,
+                    "error",
+                    0.98,
+                    f"the {name} hold NaN or Inf, which every loss and gradient behind them takes on",
+                    (
+                        f"find the rows: torch.isfinite({name}).all(-1)",
+                        "drop them or fill the gaps before training",
+                    ),
+                    (Measure("share of values not finite", share, threshold=0.0),),
+                    "IEEE 754 arithmetic",
+                    steps=(batch.step + 1,),
+                )
+                break
+
+
+@dataclass(frozen=True)
+class InputScale(Rule):
+    """Inputs far from the scale that initialisations assume, or features of very unlike scales."""
+
+    codes = ("bad-inputs",)
+    needs = ("inputs",)
+
+    large: float = 10.0
+    """Root mean square above which inputs are too large. Initialisations assume about 1 (He et al.
+    2015, 1502.01852); DeepDiagnosis flags anything beyond [-1, 1], which standardised data is."""
+
+    small: float = 1e-3
+    """Root mean square below which inputs are too small: biases drown them."""
+
+    unlike: float = 100.0
+    """Ratio of the largest feature's deviation to the median one's, where the former is `large`."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        rows = input_rows(case)
+        rows = rows[np.isfinite(rows).all(-1)] if rows.size else rows
+        if rows.shape[0] < 2:
+            return
+        rms = float(np.sqrt(np.mean(rows**2)))
+        deviations = rows.std(0)
+        if not deviations.any():
+            yield self._finding(
+                "every sampled row of the inputs is the same, so nothing can be told from them",
+                ("check what fills the batch: the data set, the transforms, a mask",),
+                0.95,
+                "error",
+                Measure("largest deviation of a feature", 0.0, threshold=0.0),
+            )
+            return
+        model = case.run.model
+        if model is not None and model.modules and model.modules[0].startswith(_NORMALISES):
+            return
+        normal = float(np.median(deviations[deviations > 0]))
+        widest = float(deviations.max())
+        severity = "info" if case.learns else "error" if rms > 10 * self.large else "warning"
+        certainty = 0.4 if case.learns else 0.9
+        if rms > self.large:
+            yield self._finding(
+                f"the inputs are {rms:.3g} in size where initialisations assume about 1: first-layer "
+                "sums saturate units and gradients grow with the inputs",
+                (
+                    "divide inputs by 255"
+                    if rows.min() >= 0 and 100 < rows.max() <= 255
+                    else "standardise each feature: (x - mean) / std over the training set",
+                    "or put a normalisation layer first",
+                ),
+                certainty,
+                severity,
+                Measure("root mean square of the inputs", rms, threshold=self.large),
+                Measure("widest feature's deviation over the median one's", widest / normal),
+            )
+        elif widest > self.large and widest / normal > self.unlike:
+            yield self._finding(
+                "one feature is so much larger than the others that they count for nothing",
+                ("standardise each feature: (x - mean) / std over the training set",),
+                certainty - 0.1,
+                severity,
+                Measure("ratio of deviations", widest / normal, threshold=self.unlike),
+            )
+        elif rms < self.small:
+            yield self._finding(
+                "the inputs are so small that the first layer's output is its bias",
+                ("standardise each feature: (x - mean) / std over the training set",),
+                certainty - 0.1,
+                severity,
+                Measure("root mean square of the inputs", rms, threshold=self.small),
+            )
+
+    def _finding(
+        self, text: str, remedy: tuple[str, ...], confidence: float, severity: str, *seen: Measure
+    ) -> Finding:
+        return Finding(
+            "bad-inputs",
+            severity,  # type: ignore[arg-type]
+            confidence,
+            text,
+            remedy,
+            seen,
+            "LeCun et al. 1998, Efficient BackProp, section 4.3; He et al. 2015, 1502.01852",
+        )
+
+
+@dataclass(frozen=True)
+class Unshuffled(Rule):
+    """Batches that hold one class each while all together hold several."""
+
+    codes = ("bad-inputs",)
+    needs = ("targets",)
+
+    within: float = 0.35
+    """Share of the pooled entropy that a batch has, at most; a random batch has nearly all of it."""
+
+    min_batches: int = 6
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        task = case.task
+        if task.kind not in ("classes", "binary") or len(task.shares) < 2:
+            return
+        flat = [b.targets.ravel() for b in task.with_targets if b.targets is not None]
+        batches = [t[t >= 0] for t in flat if (t >= 0).sum() >= 8]
+        if len(batches) < self.min_batches:
+            return
+        pooled = _entropy(np.concatenate(batches))
+        share = float(np.median([_entropy(targets) for targets in batches])) / pooled
+        if pooled > 0.3 and share < self.within:
+            yield Finding(
+                "bad-inputs",
+                "info" if case.learns else "error",
+                0.92,
+                "each batch holds hardly more than one class: the data is sorted and not shuffled, so "
+                "every stretch of steps unlearns the one before",
+                ("shuffle: DataLoader(..., shuffle=True)", "check that the order is drawn anew"),
+                (
+                    Measure("entropy of a batch over that of all", share, threshold=self.within),
+                    Measure("entropy of all batches", pooled, "nat"),
+                ),
+                "Bengio 2012, 1206.5533, section 3; DeepCrime's operator on batches",
+            )
+
+
+def _entropy(values: Floats) -> float:
+    _, counts = np.unique(values, return_counts=True)
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+@dataclass(frozen=True)
+class TargetScale(Rule):
+    """Targets to be regressed that are far larger than what a network gives at first."""
+
+    codes = ("bad-targets",)
+    needs = ("outputs", "targets")
+
+    large: float = 10.0
+    """Root mean square of the targets above which the first gradients are too large."""
+
+    beyond: float = 10.0
+    """How many times the first outputs that has to be."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        task = case.task
+        if task.kind != "numbers" or "targets" in task.paired[0].integers or case.learns:
+            return
+        first = task.paired[0].outputs
+        targets = task.targets[np.isfinite(task.targets)]
+        if first is None or targets.size == 0:
+            return
+        rms = float(np.sqrt(np.mean(targets**2)))
+        outputs = float(np.sqrt(np.nanmean(first**2)))
+        if rms > self.large and rms > self.beyond * outputs:
+            yield Finding(
+                "bad-targets",
+                "error" if rms > 10 * self.large else "warning",
+                0.9,
+                f"the targets are {rms:.3g} in size and the first outputs {outputs:.2g}: the loss and its "
+                "gradients start out of proportion to the weights",
+                (
+                    "standardise the targets: (y - mean) / std over the training set, and undo it "
+                    "when predicting",
+                    "or set the last layer's bias to the targets' mean",
+                ),
+                (
+                    Measure("root mean square of the targets", rms, threshold=self.large),
+                    Measure("root mean square of the first outputs", outputs),
+                ),
+                "Bishop 1995, Neural Networks for Pattern Recognition, section 8.2",
+            )
+
+
+@dataclass(frozen=True)
+class ConstantTargets(Rule):
+    """Targets that are all the same."""
+
+    codes = ("bad-targets",)
+    needs = ("targets",)
+
+    min_values: int = 64
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        targets = case.task.targets
+        if targets.shape[:1] < (self.min_values,) or not (targets == targets[:1]).all():
+            return
+        if case.task.kind == "unknown":
+            return
+        yield Finding(
+            "bad-targets",
+            "error",
+            0.85,
+            "every sampled target is the same, so there is nothing to learn but a constant",
+            ("check how the labels are made and joined to the inputs",),
+            (Measure("different targets", 1.0, threshold=2.0),),
+            "DeepCrime's operator on labels (Humbatova et al. 2021)",
+        )
+
+
+@dataclass(frozen=True)
+class Imbalance(Rule):
+    """A class so common that predicting it always is a good score, and that is what is learnt."""
+
+    codes = ("class-imbalance",)
+    needs = ("outputs", "targets")
+
+    common: float = 0.85
+    """Share of the commonest class: a ratio of about 6 to 1 for two classes. SageMaker Debugger
+    warns from 10 to 1."""
+
+    recall: float = 0.5
+    """Share of the other classes' rows that is found, at most."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        task = case.task
+        shares = task.shares
+        if task.kind not in ("classes", "binary") or len(shares) < 2:
+            return
+        is_one_column = task.targets.ndim == 1 or task.targets.shape[-1] == 1
+        is_common = shares[0] >= self.common if len(shares) == 2 else (
+            shares[0] >= 0.7 and shares[0] / max(shares[-1], 1e-9) >= 10
+        )
+        if not is_common or not is_one_column:
+            return
+        found = _rare_recall(case)
+        certainty = 0.85
+        if found is None and case.skill is not None and case.skill <= 0:
+            found, certainty = 0.0, 0.75  # too few of the others to tell, and no better than a guess
+        if found is None or found > self.recall:
+            return
+        yield Finding(
+            "class-imbalance",
+            "warning",
+            certainty,
+            f"one class makes up {shares[0]:.0%} of the targets, and of the other rows the model finds "
+            f"{found:.0%}: it has learnt to give the commonest answer",
+            (
+                "weight the loss by class (CrossEntropyLoss(weight=...), BCEWithLogitsLoss("
+                "pos_weight=...))",
+                "or sample the classes evenly (WeightedRandomSampler)",
+                "judge by recall or balanced accuracy, not by accuracy",
+            ),
+            (
+                Measure("share of the commonest class", float(shares[0]), threshold=self.common),
+                Measure("share of the other rows that is found", found, threshold=self.recall),
+            ),
+            "He and Garcia 2009, doi:10.1109/TKDE.2008.239; SageMaker Debugger, ClassImbalance",
+        )
+
+
+def _rare_recall(case: Case) -> float | None:
+    task = case.task
+    values, counts = np.unique(task.targets[task.targets >= 0], return_counts=True)
+    common = values[counts.argmax()]
+    hits = total = others = rows = 0
+    for batch in case.late:
+        if not batch.is_paired or batch.outputs is None or batch.targets is None:
+            continue
+        targets = batch.targets.ravel()
+        if task.kind == "classes":
+            predicted = batch.outputs.argmax(-1)
+        else:
+            is_probability = 0 <= batch.outputs.min() and batch.outputs.max() <= 1
+            predicted = (batch.outputs.ravel() > (0.5 if is_probability else 0)).astype(float)
+        rare = (targets != common) & (targets >= 0)
+        hits += int((predicted[rare] == targets[rare]).sum())
+        total += int(rare.sum())
+        others += int((predicted != common).sum())
+        rows += len(predicted)
+    if total >= 3:
+        return hits / total
+    return 0.0 if rows >= 64 and others == 0 else None

@@ -1,0 +1,219 @@
+"""Rules on whether outputs, targets and loss fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradstat.diagnosis.evidence import Batch, Floats
+from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.rule import Case, Rule
+from gradstat.diagnosis.task import LOSS_TOLERANCE
+
+SOURCE = "documentation of torch.nn's loss functions; UMLAUT (Schoop et al. 2021)"
+
+
+def _finding(text: str, remedy: tuple[str, ...], confidence: float, *seen: Measure) -> Finding:
+    return Finding("loss-output-mismatch", "error", confidence, text, remedy, seen, SOURCE)
+
+
+def _are_probabilities(rows: Floats) -> bool:
+    """Whether each row could be a softmax: none below 0, and a sum of 1."""
+    if rows.ndim != 2 or rows.shape[1] < 2 or not np.isfinite(rows).all():
+        return False
+    return bool(rows.min() >= 0 and (abs(rows.sum(-1) - 1) < 2e-2).all())
+
+
+@dataclass(frozen=True)
+class ProbabilitiesAsLogits(Rule):
+    """Outputs that went through softmax or sigmoid, given to a loss that does it again."""
+
+    codes = ("loss-output-mismatch",)
+    needs = ("outputs", "targets", "loss")
+
+    min_samples: int = 2
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        task = case.task
+        paired = [batch for batch in task.paired if batch.outputs is not None]
+        if len(paired) < self.min_samples or task.loss is None:
+            return
+        outputs = [batch.outputs for batch in paired if batch.outputs is not None]
+        if task.loss.name == "cross-entropy" and all(map(_are_probabilities, outputs)):
+            yield _finding(
+                "the outputs are probabilities already, and the cross-entropy takes the softmax of them "
+                "once more: gradients shrink, and the loss cannot get near 0",
+                ("remove the softmax and give the loss the logits",),
+                0.97,
+                Measure("largest sum of a row less 1", max(abs(o.sum(-1) - 1).max() for o in outputs)),
+            )
+        in_range = all(o.min() >= 0 and o.max() <= 1 for o in outputs if np.isfinite(o).all())
+        n_values = sum(o.size for o in outputs)
+        if task.loss.name == "bce-with-logits" and in_range and n_values >= 32:
+            yield _finding(
+                "the outputs lie between 0 and 1, as after a sigmoid, and BCEWithLogitsLoss takes the "
+                "sigmoid of them once more: no answer below one half can be given",
+                ("remove the sigmoid and give the loss the logits", "or use BCELoss"),
+                0.95,
+                Measure("smallest output", min(float(o.min()) for o in outputs), threshold=0.0),
+                Measure("largest output", max(float(o.max()) for o in outputs), threshold=1.0),
+            )
+
+
+@dataclass(frozen=True)
+class LogitsAsLogProbabilities(Rule):
+    """NLLLoss on outputs that are no log-probabilities: the loss has no lower bound."""
+
+    codes = ("loss-output-mismatch",)
+    needs = ("outputs", "targets", "loss")
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        task = case.task
+        if task.loss is None or task.loss.name != "nll":
+            return
+        off = [
+            float(np.abs(np.logaddexp.reduce(batch.outputs, axis=-1)).max())
+            for batch in task.paired
+            if batch.outputs is not None and np.isfinite(batch.outputs).all()
+        ]
+        if off and np.median(off) > 0.05:
+            yield _finding(
+                "NLLLoss is given outputs that are no log-probabilities: it can fall for ever without "
+                "any answer getting better",
+                ("use CrossEntropyLoss on the logits", "or end the model with log_softmax"),
+                0.96,
+                Measure("log of a row's sum of exp", float(np.median(off)), "nat", threshold=0.05),
+            )
+
+
+@dataclass(frozen=True)
+class OneUnitSoftmax(Rule):
+    """A softmax over one unit gives 1 whatever goes in."""
+
+    codes = ("loss-output-mismatch",)
+    needs = ("outputs",)
+
+    min_rows: int = 32
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        arrays = [b.outputs for b in case.run.batches if b.outputs is not None]
+        shapes = {b.shapes["outputs"][-1:] for b in case.run.batches if "outputs" in b.shapes}
+        n = sum(len(array) for array in arrays)
+        if n < self.min_rows or shapes != {(1,)}:
+            return
+        task = case.task
+        by_class = task.kind == "classes" and task.n_classes == 1
+        if all((array == 1).all() for array in arrays):
+            yield _finding(
+                "the only output is exactly 1 for every row: a softmax over one unit is 1 whatever goes in, "
+                "and no gradient comes back",
+                ("use a sigmoid in place of the softmax", "with BCEWithLogitsLoss use neither"),
+                0.97,
+                Measure("outputs that are exactly 1", 1.0, "share"),
+            )
+        elif by_class and task.loss is not None and task.loss.name == "cross-entropy":
+            yield _finding(
+                "a cross-entropy over one class is 0 whatever the output is",
+                ("give the last layer one unit for each class", "or use BCEWithLogitsLoss"),
+                0.97,
+                Measure("classes", 1.0, threshold=2.0),
+            )
+
+
+@dataclass(frozen=True)
+class Broadcast(Rule):
+    """Outputs of shape (N, 1) beside targets of shape (N,): every output meets every target."""
+
+    codes = ("loss-output-mismatch",)
+    needs = ("outputs", "targets", "loss")
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        for batch in case.run.batches:
+            shapes = [batch.shapes.get(name, ()) for name in ("outputs", "targets")]
+            if not _broadcasts(*shapes) or "targets" in batch.integers:
+                continue
+            confidence = self._confidence(batch)
+            if confidence > 0:
+                yield _finding(
+                    f"outputs of shape {shapes[0]} and targets of shape {shapes[1]} are broadcast to "
+                    "a square: every output is pulled to the mean of all targets",
+                    ("targets = targets.unsqueeze(1)", "or outputs = outputs.squeeze(1)"),
+                    confidence,
+                    Measure("rows", shapes[0][0]),
+                )
+                return
+
+    def _confidence(self, batch: Batch) -> float:
+        """Return 0 where the loss is that of rows side by side."""
+        if batch.loss is None or not batch.shapes or batch.outputs is None or batch.targets is None:
+            return 0.8
+        outputs, targets = batch.outputs.ravel(), batch.targets.ravel()
+        if len(outputs) != len(targets):
+            return 0.8
+        square = outputs[:, None] - targets[None, :]
+        for power in (1, 2):
+            aligned = np.mean(np.abs(outputs - targets) ** power)
+            crossed = np.mean(np.abs(square) ** power)
+            if abs(crossed - batch.loss) <= LOSS_TOLERANCE * abs(batch.loss):
+                return 0.98
+            if abs(aligned - batch.loss) <= LOSS_TOLERANCE * abs(batch.loss):
+                return 0.0
+        return 0.8
+
+
+def _broadcasts(outputs: tuple[int, ...], targets: tuple[int, ...]) -> bool:
+    if len(outputs) == len(targets) or not outputs or not targets or outputs[0] < 2:
+        return False
+    longer, shorter = sorted((outputs, targets), key=len, reverse=True)
+    return longer[-1] == 1 and longer[:-1] == shorter
+
+
+@dataclass(frozen=True)
+class OutputRange(Rule):
+    """A last activation that cannot reach some of the targets."""
+
+    codes = ("loss-output-mismatch",)
+    needs = ("outputs", "targets")
+
+    beyond: float = 0.05
+    """Share of the targets outside of what the outputs can be, at least."""
+
+    min_values: int = 128
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        task = case.task
+        if task.kind != "numbers":
+            return
+        outputs = np.concatenate([b.outputs.ravel() for b in task.paired if b.outputs is not None])
+        outputs, targets = outputs[np.isfinite(outputs)], task.targets.ravel()
+        if len(outputs) < self.min_values:
+            return
+        for name, low, high, looks_so in (
+            ("sigmoid or softmax", 0.0, 1.0, outputs.min() >= 0 and outputs.max() <= 1),
+            ("tanh", -1.0, 1.0, outputs.min() >= -1 and outputs.max() <= 1),
+            ("ReLU", 0.0, np.inf, outputs.min() >= 0 and (outputs == 0).mean() > 0.02),
+        ):
+            outside = float(((targets < low - 1e-6) | (targets > high + 1e-6)).mean())
+            if not looks_so or outside < self.beyond or not self._is_bounded(case, name, outputs):
+                continue
+            yield _finding(
+                f"the outputs stay in [{low:g}, {high:g}], as after {name}, and {outside:.0%} of the "
+                "targets lie outside: they can never be met",
+                ("remove the last activation", "or scale the targets into its range"),
+                0.93,
+                Measure("share of targets out of reach", outside, threshold=self.beyond),
+            )
+            return
+
+    def _is_bounded(self, case: Case, name: str, outputs: Floats) -> bool:
+        """Whether the outputs look cut off, not just small: the model ends so, or they crowd there."""
+        model = case.run.model
+        last = model.modules[-1].lower() if model is not None and model.modules else ""
+        if last and last in name.lower():
+            return True
+        if name == "ReLU":
+            return True
+        edges = ((outputs < 0.02) | (outputs > 0.98)) if name != "tanh" else np.abs(outputs) > 0.96
+        return bool(edges.mean() > 0.1)

@@ -1,0 +1,213 @@
+"""Rules on the size of gradients: from layer to layer, and from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradstat.diagnosis.evidence import ABS_MAX, INFS, L2, NANS, Floats
+from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.rule import Case, Rule, middle
+
+
+@dataclass(frozen=True)
+class Vanishing(Rule):
+    """Gradients that fade on their way back to the first layers."""
+
+    codes = ("vanishing-gradient",)
+
+    faded: float = 1e-3
+    """The first layers' gradient over the last one's, root mean squares. Relative, since absolute
+    thresholds of earlier tools lie between 1e-7 and 1e-3 (AutoTrainer compares first with last)."""
+
+    min_matrices: int = 4
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        run = case.run
+        if len(run.probes.steps) < 3 or len(run.matrices) < self.min_matrices:
+            return
+        gradients = run.probes.gradient_rms[:, run.matrices]
+        quarter = max(1, len(run.matrices) // 4)
+        profile = middle(gradients, axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratios = middle(gradients[:, :quarter], axis=1) / gradients[:, -1]
+        known = ratios[np.isfinite(ratios)]
+        if known.size == 0 or (profile[:quarter] == 0).all() or case.learns:
+            return
+        ratio = float(np.median(known))
+        if ratio >= self.faded:
+            return
+        yield Finding(
+            "vanishing-gradient",
+            "error" if ratio < 1e-5 else "warning",
+            0.92 if ratio < 1e-5 else 0.8,
+            f"the first layers' gradient is {ratio:.1g} of the last one's, so they hardly learn",
+            (
+                "use ReLU or GELU in place of sigmoid or tanh",
+                "add normalisation layers or residual connections",
+                "initialise for the activation (torch.nn.init.calculate_gain)",
+            ),
+            (
+                Measure("first layers' gradient over the last one's", ratio, threshold=self.faded),
+                *[
+                    Measure(f"root mean square at {run.layers[i].name}", float(value))
+                    for i, value in list(zip(run.matrices, profile, strict=True))[:3]
+                ],
+            ),
+            "Glorot and Bengio 2010; AutoTrainer (Zhang et al. 2021)",
+            tuple(run.layers[i].name for i in run.matrices[:quarter]),
+        )
+
+
+@dataclass(frozen=True)
+class Exploding(Rule):
+    """Gradients that grow on their way back, or from step to step."""
+
+    codes = ("exploding-gradient",)
+
+    grown: float = 1e3
+    """The largest gradient's size over the weights' own, root mean squares; for a loss of order one
+    it is below 1."""
+
+    spike: float = 50.0
+    """Largest total norm over the median one."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        run = case.run
+        norms = np.concatenate([_total_norms(run.probes.gradients), run.decisions[:, 0]])
+        norms = norms[np.isfinite(norms) & (norms > 0)]
+        if norms.size == 0 or case.learns:
+            return
+        with np.errstate(invalid="ignore", divide="ignore"):
+            relative = run.probes.gradient_rms[:1] / run.probes.weight_rms[:1]
+        matrices = relative[:, run.matrices] if len(run.matrices) else relative
+        largest = float(np.nanmax(np.where(np.isfinite(matrices), matrices, 0), initial=0))
+        spread = float(norms.max() / np.median(norms))
+        if largest > self.grown:
+            confidence = min(0.93, 0.7 + 0.05 * np.log10(largest / self.grown))
+            seen = Measure("gradient over weight", largest, threshold=self.grown)
+            text = f"gradients are {largest:.2g} times as large as the weights they are to correct"
+        elif spread > self.spike and norms.size >= 20:
+            confidence = 0.6
+            seen = Measure("largest norm over the median one", spread, threshold=self.spike)
+            text = f"the total norm jumps to {spread:.2g} times its usual value"
+        else:
+            return
+        yield Finding(
+            "exploding-gradient",
+            "warning",
+            confidence,
+            text,
+            (
+                'clip: gradstat.attach(optimizer, model, clip="auto")',
+                "lower lr, or initialise with a smaller gain",
+                "add normalisation layers",
+            ),
+            (seen, Measure("largest total norm", float(norms.max()))),
+            "Pascanu et al. 2013, 1211.5063",
+        )
+
+
+@dataclass(frozen=True)
+class Nonfinite(Rule):
+    """A loss or gradients that are NaN or Inf."""
+
+    codes = ("nonfinite-loss", "nonfinite-gradient")
+
+    lasting: float = 0.3
+    """Share of the last values that are not finite: a scaler's first overflows pass."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        run = case.run
+        loss = run.loss
+        first_loss = None
+        if loss is not None and len(loss):
+            bad = ~np.isfinite(loss.values)
+            if bad[-max(1, len(bad) // 4) :].mean() > self.lasting or bad[-3:].all():
+                first_loss = int(loss.steps[bad.argmax()]) + 1
+                yield self._of_loss(case, first_loss, float(bad.mean()))
+        counts = run.recent[..., NANS] + run.recent[..., INFS]
+        bad_steps = np.nansum(counts, axis=1) > 0
+        probes = run.probes.gradients
+        bad_probes = np.nansum(probes[..., NANS] + probes[..., INFS], axis=1) > 0
+        if not bad_steps.size or bad_steps[-max(4, len(bad_steps) // 4) :].mean() <= self.lasting:
+            return
+        known = np.concatenate([run.recent_steps[bad_steps], run.probes.steps[bad_probes]])
+        first = int(known.min())
+        at = np.nansum(counts[bad_steps], axis=0) > 0
+        yield Finding(
+            "nonfinite-gradient",
+            "error",
+            0.9 if first_loss is None or first < first_loss else 0.75,
+            "gradients hold NaN or Inf"
+            + (" while the loss is finite" if first_loss is None else ""),
+            (
+                "look for sqrt, log, norm or division at 0 in the loss: add an epsilon inside",
+                "torch.autograd.set_detect_anomaly(True) names the operation",
+                'attach(..., on_nonfinite="skip") keeps the parameters whole meanwhile',
+            ),
+            (Measure("share of recent steps", float(bad_steps.mean()), threshold=self.lasting),),
+            "IEEE 754 arithmetic",
+            tuple(layer.name for layer, b in zip(run.layers, at, strict=True) if b),
+            (first,),
+        )
+
+    def _of_loss(self, case: Case, step: int, share: float) -> Finding:
+        half = any(layer.epsilon > 1e-4 for layer in case.run.layers)
+        return Finding(
+            "nonfinite-loss",
+            "error",
+            0.9,
+            f"the loss is NaN or Inf from step {step} on",
+            (
+                "look for log(0), division by 0 and exp of large numbers in model and loss",
+                "lower lr and clip, if the loss grew before it",
+                *(["use bf16 or a GradScaler: fp16 ends at 65504"] if half else []),
+            ),
+            (Measure("share of losses not finite", share, threshold=0.0),),
+            "IEEE 754 arithmetic",
+            steps=(step,),
+        )
+
+
+@dataclass(frozen=True)
+class SparseGradients(Rule):
+    """Gradients that are zero nearly everywhere though every unit could have one."""
+
+    codes = ("sparse-gradients",)
+
+    zero: float = 0.9
+    """Share of a weight's gradient that is exactly 0, the median over the probes."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        run = case.run
+        if len(run.probes.steps) < 4 or len(run.matrices) == 0 or case.learns:
+            return
+        tables = run.probes.gradients[:, run.matrices]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            zero = middle(tables[..., 1] / tables[..., 0], axis=0)
+        reached = (np.nan_to_num(tables[..., ABS_MAX]) > 0).mean(0) > 0.5
+        sparse = (zero > self.zero) & reached
+        if sparse.sum() < max(1, 0.3 * len(run.matrices)):
+            return
+        yield Finding(
+            "sparse-gradients",
+            "warning",
+            0.7,
+            f"most weights of {int(sparse.sum())} layers get a gradient of exactly 0 in each step",
+            (
+                "use an activation without a dead zone (LeakyReLU, GELU)",
+                "for embeddings: sparse=True with SparseAdam, or a larger batch",
+            ),
+            (Measure("median share of zeros", float(middle(zero[sparse])),
+                     threshold=self.zero),),
+            "AutoTrainer (Zhang et al. 2021), dying ReLU",
+            tuple(run.layers[i].name for i, s in zip(run.matrices, sparse, strict=True) if s),
+        )  # fmt: skip
+
+
+def _total_norms(tables: Floats) -> Floats:
+    norms: Floats = np.sqrt(np.nansum(tables[..., L2] ** 2, axis=1))
+    return norms

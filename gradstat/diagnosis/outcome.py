@@ -1,0 +1,187 @@
+"""Rules on what a run comes to: constant answers, too little learnt, or learnt by heart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.rule import Case, Rule
+
+
+@dataclass(frozen=True)
+class ConstantPredictions(Rule):
+    """Outputs that do not depend on the inputs."""
+
+    codes = ("constant-predictions",)
+    needs = ("outputs",)
+
+    varies: float = 1e-3
+    """Deviation over the rows of a batch, over the outputs' own size."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        spreads = []
+        for batch in case.late:
+            outputs = batch.outputs
+            if outputs is None or len(outputs) < 4 or not np.isfinite(outputs).all():
+                continue
+            rows = outputs.reshape(len(outputs), -1)
+            scale = float(np.sqrt(np.mean(rows**2)))
+            spreads.append(float(rows.std(0).mean()) / scale if scale > 0 else 0.0)
+        if len(spreads) < 3 or case.learns:
+            return
+        spread = float(np.median(spreads))
+        targets = case.task.targets
+        if spread > self.varies or (targets.size and (targets == targets[:1]).all()):
+            return
+        yield Finding(
+            "constant-predictions",
+            "error",
+            0.75,
+            "the outputs are the same for every row: the inputs do not get through",
+            (
+                "look at the first finding for what cuts the inputs off (dead units, saturation, "
+                "weight decay, dropout)",
+                "check that the inputs differ: gradstat.check(model, loss_fn, batch)",
+            ),
+            (Measure("deviation over the rows", spread, "of the outputs' size",
+                     threshold=self.varies),),
+            "UMLAUT (Schoop et al. 2021)",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Overfitting(Rule):
+    """A validation loss that rises while the training loss falls."""
+
+    codes = ("overfitting",)
+    needs = ("loss", "val_loss")
+
+    rise: float = 0.1
+    """Last validation loss above its lowest, as a share of it; SageMaker Debugger asks for 10 %."""
+
+    gap: float = 2.0
+    """Validation loss over training loss at the end, at least."""
+
+    matters: float = 0.5
+    """Validation loss over that of a guess, from which it is more than information."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        val, shape = case.run.val_loss, case.loss
+        if val is None or shape is None or len(val.finite) < 4:
+            return
+        values = val.finite
+        k = max(1, len(values) // 10)
+        last, lowest = float(np.median(values[-k:])), float(values.min())
+        rise = last / max(abs(lowest), 1e-12) - 1
+        if rise < self.rise or last < self.gap * shape.last or shape.fall < 0.2:
+            return
+        chance = case.task.chance
+        guess = chance if chance is not None else float(np.median(values[:2]))
+        matters = last > self.matters * guess
+        yield Finding(
+            "overfitting",
+            "warning" if matters else "info",
+            0.85 if matters else 0.3,
+            f"the validation loss has risen by {rise:.0%} from its lowest while the training loss fell: "
+            "the model learns its training rows by heart",
+            (
+                "stop at the lowest validation loss",
+                "more data or augmentation; weight decay or dropout; a smaller model",
+            ),
+            (
+                Measure("rise of the validation loss", rise, threshold=self.rise),
+                Measure("validation over training loss", last / max(shape.last, 1e-12),
+                        threshold=self.gap),
+            ),
+            "Goodfellow et al. 2016, Deep Learning, section 7.8; SageMaker Debugger, Overfit",
+            steps=(int(val.steps[np.nanargmin(np.where(np.isfinite(val.values), val.values, np.inf))]),),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RandomTargets(Rule):
+    """Nothing is learnt that holds for other rows, though the run itself is in order."""
+
+    codes = ("bad-targets",)
+    needs = ("outputs", "targets", "loss")
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        run, shape, chance = case.run, case.loss, case.task.chance
+        if shape is None or chance is None or chance <= 0 or case.learns:
+            return
+        if len(case.task.shares) and case.task.shares[0] > 0.85:  # imbalance looks the same
+            return
+        val = run.val_loss
+        learnt = shape.last < 0.97 * chance
+        unseen = val is not None and len(val.finite) >= 3 and float(val.finite.min()) > 0.95 * chance
+        if not (unseen and learnt):
+            return
+        yield Finding(
+            "bad-targets",
+            "warning",
+            0.6,
+            "the training loss falls below that of a guess while the validation loss never does: the "
+            "targets seem to have nothing to do with the inputs",
+            (
+                "look at some rows: does each target belong to its input?",
+                "check that inputs and targets are shuffled and split together",
+            ),
+            (
+                Measure("training loss over a guess", shape.last / chance, threshold=0.97),
+                Measure("best validation loss over a guess", float(val.finite.min()) / chance,
+                        threshold=0.95),
+            ),
+            "Zhang et al. 2017, 1611.03530",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Underfitting(Rule):
+    """A run that has stopped to improve with much of its loss left."""
+
+    codes = ("underfitting",)
+    needs = ("loss",)
+
+    left: float = 0.5
+    """Share of a guess's loss that is left."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        shape, chance = case.loss, case.task.chance
+        if shape is None or chance is None or chance <= 0:
+            return
+        left = shape.last / chance
+        shrunk = shrunk_weights(case)
+        if left < self.left or (case.skill is not None and case.skill > 0.6):
+            return
+        if abs(shape.fall) < 0.03 and not shrunk:  # that is a flat loss, whatever the reason
+            return
+        decay = case.run.optimizer.weight_decay if case.run.optimizer is not None else 0.0
+        improving = -shape.trend > max(2 * shape.trend_error, 0.15 * shape.last)
+        confidence = 0.92 if shrunk else 0.35 if improving else 0.5
+        yield Finding(
+            "underfitting",
+            "info" if improving else "warning",
+            confidence,
+            "weight decay has all but erased the weights"
+            if shrunk
+            else f"{left:.0%} of a guess's loss is left and it hardly falls any more",
+            (
+                *([f"lower weight_decay ({decay:g})"] if decay >= 0.01 else []),
+                "a larger model, or less dropout and regularisation",
+                "train longer",
+            ),
+            (Measure("loss over a guess", left, threshold=self.left),),
+            "Goodfellow et al. 2016, Deep Learning, section 5.2",
+        )
+
+
+def shrunk_weights(case: Case) -> bool:
+    """Whether the weights have come down to a twentieth under weight decay, or nearer to zero."""
+    run = case.run
+    if run.optimizer is None or run.optimizer.weight_decay == 0 or len(run.probes.steps) < 4:
+        return False
+    rms = run.probes.weight_rms[:, run.matrices]
+    return bool(rms.size and (rms[-1] < rms[0] / 20).mean() > 0.5)

@@ -1,0 +1,204 @@
+"""Rules on what the loss does: flat, zero, diverging, oscillating, stuck."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradstat.diagnosis.evidence import L2
+from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.rule import Case, Rule, middle
+
+
+@dataclass(frozen=True)
+class ZeroLoss(Rule):
+    """A loss that is exactly zero from the start, or has been multiplied or masked away."""
+
+    codes = ("zero-loss",)
+    needs = ("loss",)
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        loss = case.run.loss
+        if loss is None or len(loss) < 10:
+            return
+        zero = float((loss.values == 0).mean())
+        if zero < 0.5 or not (loss.values[:3] == 0).any():
+            return
+        yield Finding(
+            "zero-loss",
+            "error",
+            0.93,
+            "the loss is exactly 0 from the first steps on: nothing is left to be learnt from",
+            (
+                "check masks, weights and ignore_index: do they leave any element?",
+                "check that the targets are not made from the outputs",
+            ),
+            (Measure("share of losses that are 0", zero, threshold=0.5),),
+            "no proper loss is 0 before training",
+        )
+
+
+@dataclass(frozen=True)
+class FlatLoss(Rule):
+    """A loss that has not moved by more than its own noise."""
+
+    codes = ("flat-loss",)
+    needs = ("loss",)
+
+    fall: float = 0.03
+    """Share of the first value that counts as movement. SageMaker Debugger asks for 0.1 % in ten
+    steps, AutoTrainer for 1 % accuracy."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        shape = case.loss
+        if shape is None or case.learns or shape.first == 0:
+            return
+        moved = abs(shape.fall)
+        noise = 2 * shape.noise / max(abs(shape.first), 1e-12) / 3
+        if moved > max(self.fall, noise) or shape.peak > 3 * abs(shape.first):
+            return
+        chance = case.task.chance
+        near = chance is None or shape.last > 0.8 * chance
+        if not near:
+            return
+        yield Finding(
+            "flat-loss",
+            "warning",
+            0.6 if chance is not None else 0.45,
+            "the loss stays where it began"
+            + (", at what guessing would score" if chance is not None else ""),
+            (
+                "overfit one batch first: gradstat.check(model, loss_fn, batch)",
+                "raise lr by 10, then look at the update-to-weight ratio",
+            ),
+            (
+                Measure("fall of the loss", shape.fall, "of the first value", threshold=self.fall),
+                *([Measure("loss of a guess", chance)] if chance is not None else []),
+            ),
+            "SageMaker Debugger, LossNotDecreasing; AutoTrainer, slow convergence",
+        )
+
+
+@dataclass(frozen=True)
+class Diverging(Rule):
+    """A loss that ends well above what it had reached, or above where it began."""
+
+    codes = ("diverging-loss",)
+    needs = ("loss",)
+
+    above: float = 2.0
+    """Last over best, as in torch-lr-finder and TheDeepChecker."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        shape = case.loss
+        loss = case.run.loss
+        if loss is None or case.learns:
+            return
+        if shape is None:
+            if len(loss) >= 10 and len(loss.finite) < len(loss) / 2 and len(loss.finite) >= 2:
+                grown = float(loss.finite[-1] / max(abs(loss.finite[0]), 1e-12))
+                if grown > self.above:
+                    yield self._finding(grown)
+            return
+        base = max(abs(shape.best), 0.05 * abs(shape.first), 1e-12)
+        if shape.last > self.above * base and shape.last > shape.best + 4 * shape.noise / 3:
+            yield self._finding(shape.last / base)
+
+    def _finding(self, grown: float) -> Finding:
+        return Finding(
+            "diverging-loss",
+            "error",
+            0.65,
+            f"the loss has risen to {grown:.2g} times what it had been",
+            (
+                "multiply lr by 0.1",
+                'clip: gradstat.attach(optimizer, model, clip="auto")',
+                "go back to a checkpoint from before the rise",
+            ),
+            (Measure("last loss over the best", grown, threshold=self.above),),
+            "TheDeepChecker (Ben Braiek and Khomh 2023)",
+        )
+
+
+@dataclass(frozen=True)
+class Oscillating(Rule):
+    """A loss that swings to and fro by more than batches differ."""
+
+    codes = ("oscillating-loss",)
+    needs = ("loss",)
+
+    swing: float = 0.5
+    """Spread of the second half (between its deciles) over its median, at least."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        loss, shape = case.run.loss, case.loss
+        if loss is None or shape is None or case.learns:
+            return
+        half = loss.finite[len(loss.finite) // 2 :]
+        low, middle, high = np.quantile(half, [0.1, 0.5, 0.9])
+        swing = float((high - low) / max(abs(middle), 1e-12))
+        got_lower = low < 0.6 * shape.first
+        if swing < self.swing or not got_lower:
+            return
+        smooth = np.array([np.median(part) for part in np.array_split(half, 12)])
+        turns = int((np.diff(np.sign(np.diff(smooth))) != 0).sum())
+        if turns < 4:
+            return
+        yield Finding(
+            "oscillating-loss",
+            "warning",
+            0.7,
+            f"the loss swings by {swing:.0%} of its value in the second half and does not settle",
+            ("multiply lr by 0.3", "lower momentum", "use a larger batch"),
+            (
+                Measure("spread over the median", swing, threshold=self.swing),
+                Measure("turns", turns, "of 10"),
+            ),
+            "AutoTrainer (Zhang et al. 2021), oscillating loss",
+        )
+
+
+@dataclass(frozen=True)
+class Plateau(Rule):
+    """Small gradients everywhere while the loss is high: a saddle or a plateau."""
+
+    codes = ("plateau",)
+    needs = ("loss",)
+
+    small: float = 1e-4
+    """Median size of the gradients over that of the weights."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        run, shape = case.run, case.loss
+        if shape is None or case.learns or len(run.probes.steps) < 4 or not len(run.matrices):
+            return
+        gradients = middle(run.probes.gradient_rms[:, run.matrices], axis=0)
+        finite = gradients[np.isfinite(gradients)]
+        if finite.size == 0 or not (finite > 0).any() or abs(shape.fall) > 0.1:
+            return
+        biggest = float(np.max(finite))
+        chance = case.task.chance
+        if chance is not None and shape.last < 0.5 * chance:
+            return
+        scale = max(abs(shape.last), 1e-12)
+        if biggest / scale > self.small:
+            return
+        yield Finding(
+            "plateau",
+            "warning",
+            0.72,
+            "every layer's gradient is tiny while the loss is high: the run sits on a plateau or saddle",
+            (
+                "start from larger random weights",
+                "use momentum or Adam, which walk along flat directions",
+                "raise lr until the loss moves",
+            ),
+            (
+                Measure("largest gradient over the loss", biggest / scale, threshold=self.small),
+                Measure("total norm", float(middle(np.sqrt(
+                    np.nansum(run.probes.gradients[..., L2] ** 2, axis=1))))),
+            ),
+            "Dauphin et al. 2014, 1406.2572",
+        )  # fmt: skip

@@ -1,0 +1,124 @@
+"""Rules on the size of the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradstat.diagnosis.evidence import L2, Floats
+from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.outcome import shrunk_weights
+from gradstat.diagnosis.rule import Case, Rule
+
+SOURCE = "Karpathy, cs231n (about 1e-3 of the weights a step); DeepDiagnosis ([1e-5, 1e-1])"
+
+
+def ratios(case: Case) -> Floats:
+    """Return the update of all weights over all weights, in norm, for each probe."""
+    run = case.run
+    chosen = run.matrices if len(run.matrices) else np.arange(len(run.layers))
+    moved = np.sqrt(np.nansum(run.probes.updates[:, chosen, L2] ** 2, axis=1))
+    weights = np.sqrt(np.nansum(run.probes.weights[:, chosen, L2] ** 2, axis=1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio: Floats = moved / weights
+    return ratio
+
+
+@dataclass(frozen=True)
+class TooHigh(Rule):
+    """Steps so large that the loss does not settle."""
+
+    codes = ("lr-too-high",)
+
+    large: float = 0.1
+    """Update over weight above which a step is no small correction (DeepDiagnosis)."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        run, shape = case.run, case.loss
+        ratio = ratios(case)
+        if ratio.size < 3 or case.learns or shrunk_weights(case):
+            return
+        finite = ratio[np.isfinite(ratio)]
+        largest = float(finite.max(initial=0.0))
+        usual = float(np.median(finite)) if finite.size else 0.0
+        loss = run.loss.finite if run.loss is not None else np.zeros(0)
+        rose = bool(loss.size and loss.max() > 3 * max(abs(float(loss[0])), 1e-12))
+        lost = bool(run.loss is not None and len(run.loss) and not np.isfinite(run.loss.values[-3:]).any())
+        worse = shape is not None and shape.last > shape.first * 0.98
+        unsettled = shape is not None and not case.is_settled and shape.best < 0.8 * shape.first
+        if largest > 10 * self.large and (rose or lost or worse):
+            confidence = 0.9
+        elif (usual > self.large or largest > 3 * self.large) and (rose or lost or worse):
+            confidence = 0.8
+        elif usual > 0.003 and (unsettled or rose) and (worse or unsettled):
+            confidence = 0.7
+        else:
+            return
+        optimizer = run.optimizer
+        momentum = optimizer is not None and optimizer.momentum >= 0.98
+        yield Finding(
+            "lr-too-high",
+            "error" if confidence >= 0.8 else "warning",
+            confidence,
+            f"a step changes the weights by up to {largest:.1%} of their size, and the loss "
+            + ("is lost" if lost else "rises" if rose or worse else "does not settle"),
+            (
+                *(["lower momentum to 0.9"] if momentum else []),
+                "multiply lr by 0.1",
+                "warm lr up over the first steps, and clip",
+                "gradstat.lr_range_test(...) finds the largest that works",
+            ),
+            (
+                Measure("largest update over weight", largest, threshold=self.large),
+                Measure("median update over weight", usual),
+            ),
+            SOURCE,
+        )
+
+
+@dataclass(frozen=True)
+class TooLow(Rule):
+    """Steps so small that the run cannot get anywhere."""
+
+    codes = ("lr-too-low",)
+
+    reach: float = 0.02
+    """Share of their own size that the weights could have moved by all steps in one direction."""
+
+    usual: float = 1e-5
+    """Update over weight, below which a step is too small (DeepDiagnosis)."""
+
+    min_steps: int = 30
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        run, shape = case.run, case.loss
+        ratio = ratios(case)
+        ratio = ratio[np.isfinite(ratio)]
+        if run.step < self.min_steps or ratio.size < 4 or case.learns:
+            return
+        gradients = np.nansum(run.probes.gradients[..., L2], axis=1)
+        usual = float(np.median(ratio))
+        if not (gradients > 0).mean() > 0.5 or usual == 0:
+            return
+        reach = float(np.mean(ratio)) * run.step
+        stands = shape is not None and abs(shape.fall) < 0.1
+        if not (usual < self.usual or reach < self.reach) or not (stands or shape is None):
+            return
+        yield Finding(
+            "lr-too-low",
+            "warning",
+            0.85 if stands and usual < self.usual else 0.6 if stands else 0.4,
+            f"a step changes the weights by {usual:.1g} of their size; all {run.step} steps together "
+            f"could not have moved them by more than {reach:.1g}",
+            (
+                "multiply lr by 10 until the update is about 1e-3 of the weights",
+                "check that clipping, weight decay or a scheduler does not shrink the step",
+            ),
+            (
+                Measure("median update over weight", usual, threshold=self.usual),
+                Measure("reach of all steps", reach, threshold=self.reach),
+            ),
+            SOURCE,
+        )

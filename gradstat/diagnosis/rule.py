@@ -1,0 +1,110 @@
+"""What a rule is, and the case that it judges: the evidence with what follows from it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from gradstat.diagnosis.curve import Shape, shape_of
+from gradstat.diagnosis.evidence import Batch, Evidence, Floats
+from gradstat.diagnosis.finding import Finding
+from gradstat.diagnosis.task import Task
+
+
+class Case:
+    """A run under judgement."""
+
+    def __init__(self, run: Evidence) -> None:
+        self.run = run
+
+    @cached_property
+    def task(self) -> Task:
+        """What the run is asked to do."""
+        return Task(self.run.batches)
+
+    @cached_property
+    def loss(self) -> Shape | None:
+        """Shape of the training loss."""
+        return shape_of(self.run.loss)
+
+    @cached_property
+    def late(self) -> list[Batch]:
+        """Samples of the last third of the run."""
+        return [batch for batch in self.run.batches if batch.step >= self.run.step * 2 / 3]
+
+    @cached_property
+    def skill(self) -> float | None:
+        """How much better than a guess the late outputs are; see `Task.skill`."""
+        return self.task.skill(self.late)
+
+    @cached_property
+    def is_settled(self) -> bool | None:
+        """Whether the loss ends near its best; None where there is too little of it.
+
+        It may have given back a tenth of its fall, or of what a guess scores.
+        """
+        shape = self.loss
+        if shape is None:
+            return None
+        fall = max(shape.first - shape.best, self.task.chance or 0.0, 3 * shape.noise)
+        return shape.last <= shape.best + 0.1 * fall
+
+    @cached_property
+    def learns(self) -> bool | None:
+        """Whether the run has clearly got somewhere; None where nothing tells.
+
+        Told by the outputs where they can be compared with targets: a third of what can be explained.
+        Else by the loss: it ends below 70 % of what a guess scores, or of where it began.
+        """
+        shape, chance = self.loss, self.task.chance
+        if self.skill is not None:
+            return self.skill > 1 / 3 and self.is_settled is not False
+        if shape is None:
+            return None
+        return bool(self.is_settled) and shape.last < 0.7 * (chance if chance else shape.first)
+
+    @cached_property
+    def early_probes(self) -> NDArrayBool:
+        """Which probes belong to the first tenth of the run, four at least."""
+        steps = self.run.probes.steps
+        return steps <= max(4, self.run.step // 10)
+
+    @cached_property
+    def late_probes(self) -> NDArrayBool:
+        """Which probes belong to the second half of the run."""
+        steps = self.run.probes.steps
+        return (steps > self.run.step / 2) | (steps == steps.max(initial=0))
+
+
+NDArrayBool = np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+
+def middle(values: Floats, axis: int | None = None) -> Floats:
+    """Return the median of the finite values; NaN where there are none."""
+    kept = np.where(np.isfinite(values), values, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # NaN is what it is to give then
+        result: Floats = np.nanmedian(kept, axis=axis)
+    return result
+
+
+class Rule:
+    """One way for a run to be wrong.
+
+    A rule is a frozen dataclass: its thresholds are fields, and ``dataclasses.replace`` overrides
+    them.
+    """
+
+    codes: ClassVar[tuple[str, ...]]
+    """What it can find."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """What has to be observed for it to judge: names of curves or of batches' arrays."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        """Yield what is found; nothing where nothing is wrong or too little is known."""
+        raise NotImplementedError

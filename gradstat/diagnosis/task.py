@@ -1,0 +1,234 @@
+"""What the run is asked to do, told from samples of its batches: classes or numbers, which loss,
+and what guessing would score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from gradstat.diagnosis.evidence import Batch, Floats
+
+Kind = Literal["classes", "binary", "numbers", "unknown"]
+
+LOSS_TOLERANCE = 2e-3
+"""A loss is taken for one of `LOSSES` where it agrees with it to this share: outputs may have been
+fp16, and the loss computed in it."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss function that agrees with what was observed."""
+
+    name: str
+    reduction: Literal["mean", "sum"]
+
+
+class Task:
+    """The task of a run.
+
+    Args:
+        batches: Samples, oldest first.
+    """
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.paired = [
+            batch
+            for batch in batches
+            if batch.is_paired and batch.outputs is not None and batch.targets is not None
+        ]
+        self.with_targets = [batch for batch in batches if batch.targets is not None]
+
+    @cached_property
+    def kind(self) -> Kind:
+        """Classes: integers beside one output for each class. Binary: zeros and ones beside as many
+        outputs. Numbers: anything else of equal shape."""
+        if not self.paired:
+            return "unknown"
+        batch = self.paired[0]
+        assert batch.outputs is not None
+        assert batch.targets is not None
+        if batch.targets.ndim < batch.outputs.ndim:
+            return "classes" if "targets" in batch.integers else "unknown"
+        values = np.unique(np.concatenate([b.targets.ravel() for b in self.with_targets[:8]]))
+        return "binary" if len(values) <= 2 and set(values) <= {0.0, 1.0} else "numbers"
+
+    @cached_property
+    def n_classes(self) -> int:
+        """Classes that there is an output for; 0 where the targets are no classes."""
+        outputs = self.paired[0].outputs if self.paired else None
+        return outputs.shape[-1] if self.kind == "classes" and outputs is not None else 0
+
+    @cached_property
+    def targets(self) -> Floats:
+        """Targets of all samples; (n,) or (n, features)."""
+        arrays = [batch.targets for batch in self.with_targets if batch.targets is not None]
+        width = arrays[0].shape[1:] if arrays else ()
+        alike = [array for array in arrays if array.shape[1:] == width]
+        return np.concatenate(alike) if alike else np.zeros(0)
+
+    @cached_property
+    def shares(self) -> Floats:
+        """Share of each class that occurs, largest first; empty where there are no classes."""
+        if self.kind not in ("classes", "binary") or self.targets.size == 0:
+            return np.zeros(0)
+        kept = self.targets[self.targets >= 0]  # -100 and the like are ignored by losses
+        _, counts = np.unique(kept, return_counts=True)
+        return np.sort(counts / max(counts.sum(), 1))[::-1]
+
+    @cached_property
+    def loss(self) -> Loss | None:
+        """The loss function, where the observed loss agrees with one on most whole samples."""
+        whole = [b for b in self.paired if b.is_whole and b.loss is not None]
+        for name, function in LOSSES.items():
+            for reduction in ("mean", "sum"):
+                agreed = [_agrees(b, function, reduction) for b in whole]
+                if agreed and np.mean(agreed) > 0.8:
+                    return Loss(name, reduction)  # type: ignore[arg-type]
+        return None
+
+    @cached_property
+    def chance(self) -> float | None:
+        """Loss of the best guess that does not look at the inputs; None where it is not known.
+
+        Entropy of the classes, or variance (mean absolute deviation) of the numbers.
+        """
+        if self.loss is None or self.targets.size == 0 or self.loss.reduction == "sum":
+            return None
+        if self.loss.name in ("cross-entropy", "nll", "bce", "bce-with-logits"):
+            if self.kind == "classes":
+                return float(-(self.shares * np.log(self.shares)).sum())
+            share = np.clip(self.targets.reshape(len(self.targets), -1).mean(0), 1e-9, 1 - 1e-9)
+            return float(-(share * np.log(share) + (1 - share) * np.log1p(-share)).mean())
+        centred = self.targets - np.mean(self.targets, axis=0)
+        if self.loss.name == "mse":
+            return float(np.mean(centred**2))
+        return float(np.mean(np.abs(centred))) if self.loss.name == "mae" else None
+
+    def skill(self, batches: Sequence[Batch]) -> float | None:
+        """Return how much better than a guess the outputs of some batches are: 0 guess, 1 right.
+
+        Classes: accuracy beyond the commonest class's share. Numbers: share of explained variance.
+        """
+        chosen = [b for b in batches if b.is_paired and b.outputs is not None]
+        if not chosen or self.kind == "unknown":
+            return None
+        if self.kind in ("classes", "binary"):
+            hits = np.concatenate([_hits(b, self.kind).ravel() for b in chosen])
+            hits = hits[~np.isnan(hits)]
+            common = self.shares[0] if len(self.shares) else 1.0
+            if hits.size == 0 or common >= 1.0:
+                return None
+            return float((hits.mean() - common) / (1 - common))
+        errors = np.concatenate([(b.outputs - b.targets).ravel() for b in chosen])
+        variance = float(np.var(self.targets - np.mean(self.targets, axis=0)))
+        if variance == 0.0 or not np.isfinite(errors).all():
+            return None
+        return float(1 - np.mean(errors**2) / variance)
+
+
+def log_softmax(rows: Floats) -> Floats:
+    """Return the logarithm of the softmax of each row."""
+    shifted: Floats = rows - rows.max(-1, keepdims=True)
+    result: Floats = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result
+
+
+def _hits(batch: Batch, kind: Kind) -> Floats:
+    assert batch.outputs is not None
+    assert batch.targets is not None
+    if kind == "classes":
+        hits = (batch.outputs.argmax(-1) == batch.targets).astype(float)
+        return np.where(batch.targets >= 0, hits, np.nan)
+    low = batch.outputs.min() < 0 or batch.outputs.max() > 1
+    hits = (batch.outputs > (0.0 if low else 0.5)) == (batch.targets > 0.5)
+    return hits.astype(float)
+
+
+def _picked(values: Floats, targets: Floats) -> Floats:
+    """Return each row's value at its class, without rows whose class is ignored."""
+    rows = np.flatnonzero((targets >= 0) & (targets < values.shape[-1]))
+    picked: Floats = values[rows, targets[rows].astype(int)]
+    return picked
+
+
+def _cross_entropy(outputs: Floats, targets: Floats) -> Floats:
+    if targets.ndim == outputs.ndim:
+        result: Floats = -(targets * log_softmax(outputs)).sum(-1)
+        return result
+    return -_picked(log_softmax(outputs), targets)
+
+
+def _nll(outputs: Floats, targets: Floats) -> Floats:
+    return -_picked(outputs, targets)
+
+
+def _log_of_probability(outputs: Floats, targets: Floats) -> Floats:
+    return -np.log(_picked(outputs, targets))
+
+
+def _bce(outputs: Floats, targets: Floats) -> Floats:
+    log_p = np.maximum(np.log(outputs), -100)  # torch's own limit
+    log_q = np.maximum(np.log1p(-outputs), -100)
+    result: Floats = -(targets * log_p + (1 - targets) * log_q)
+    return result
+
+
+def _bce_with_logits(outputs: Floats, targets: Floats) -> Floats:
+    result: Floats = np.logaddexp(0, outputs) - outputs * targets
+    return result
+
+
+def _mse(outputs: Floats, targets: Floats) -> Floats:
+    result: Floats = (outputs - targets) ** 2
+    return result
+
+
+def _mae(outputs: Floats, targets: Floats) -> Floats:
+    result: Floats = np.abs(outputs - targets)
+    return result
+
+
+def _smooth_l1(outputs: Floats, targets: Floats) -> Floats:
+    error = np.abs(outputs - targets)
+    result: Floats = np.where(error < 1, 0.5 * error**2, error - 0.5)
+    return result
+
+
+LOSSES: dict[str, Callable[[Floats, Floats], Floats]] = {
+    "cross-entropy": _cross_entropy,
+    "nll": _nll,
+    "log-of-probability": _log_of_probability,
+    "mse": _mse,
+    "mae": _mae,
+    "smooth-l1": _smooth_l1,
+    "bce": _bce,
+    "bce-with-logits": _bce_with_logits,
+}
+"""Losses by element, as functions of outputs and targets."""
+
+_BY_CLASS = ("cross-entropy", "nll", "log-of-probability")
+
+
+def value_of(name: str, batch: Batch, reduction: str = "mean") -> float:
+    """Return a loss of a sample; NaN where it is not defined for its shapes or values."""
+    outputs, targets = batch.outputs, batch.targets
+    assert outputs is not None
+    assert targets is not None
+    if (targets.ndim == outputs.ndim) == (name in _BY_CLASS) and name != "cross-entropy":
+        return float("nan")
+    with np.errstate(all="ignore"):
+        elements = LOSSES[name](outputs, targets)
+        return float(elements.mean() if reduction == "mean" else elements.sum())
+
+
+def _agrees(
+    batch: Batch, function: Callable[[Floats, Floats], Floats], reduction: str
+) -> bool:
+    name = next(name for name, known in LOSSES.items() if known is function)
+    assert batch.loss is not None
+    value = value_of(name, batch, reduction)
+    return abs(value - batch.loss) <= LOSS_TOLERANCE * max(abs(batch.loss), 1e-3)

@@ -1,0 +1,104 @@
+"""Rules on activations: units that are dead or saturated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradstat.diagnosis.evidence import ABS_MAX
+from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.rule import Case, Rule
+
+
+@dataclass(frozen=True)
+class DeadUnits(Rule):
+    """Units that are zero for every sample of the window."""
+
+    codes = ("dead-units",)
+
+    share: float = 0.5
+    """Share of a layer's units that are dead. Never zero for most samples, but zero for all: a unit
+    that fires now and then learns (Lu et al. 2019, 1903.06733)."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        run = case.run
+        dead = [site for site in run.sites if site.dead_units > self.share * site.units]
+        sites = [site for site in run.sites if site.units]
+        if sites:
+            if not dead:
+                return
+            share = sum(s.dead_units for s in sites) / sum(s.units for s in sites)
+            yield self._finding(
+                case, tuple(s.name for s in dead),
+                Measure("dead units", max(s.dead_units / s.units for s in dead), "of a layer",
+                        threshold=self.share),
+                0.9 if share > 0.3 or any(s.dead_units == s.units for s in dead) else 0.6,
+            )  # fmt: skip
+            return
+        silent = self._without_gradient(case)
+        if silent:
+            yield self._finding(
+                case, silent, Measure("layers without any gradient", len(silent)), 0.7
+            )  # fmt: skip
+
+    def _without_gradient(self, case: Case) -> tuple[str, ...]:
+        """Return weights with gradients of exactly zero in the second half, behind one that lives."""
+        run = case.run
+        if len(run.matrices) < 2 or len(run.probes.steps) < 4:
+            return ()
+        largest = run.probes.gradients[case.late_probes][:, :, ABS_MAX]
+        zero = (np.nan_to_num(largest, nan=1.0) == 0).all(0)
+        alive = (np.nan_to_num(largest) > 0).any(0)
+        names = [run.layers[i].name for i in run.matrices if zero[i]]
+        return tuple(names) if names and alive[run.matrices[-1] :].any() else ()
+
+    def _finding(
+        self, case: Case, layers: tuple[str, ...], seen: Measure, confidence: float
+    ) -> Finding:
+        return Finding(
+            "dead-units",
+            "info" if case.learns else "error",
+            0.4 * confidence if case.learns else confidence,
+            "units give zero for every sample, so no gradient reaches the weights before them",
+            (
+                "lower lr: one large step can push biases below zero for good",
+                "use LeakyReLU or GELU",
+                "initialise with kaiming_normal_ and biases of 0; add normalisation layers",
+            ),
+            (seen,),
+            "Lu et al. 2019, 1903.06733",
+            layers,
+        )
+
+
+@dataclass(frozen=True)
+class Saturated(Rule):
+    """Units at the flat ends of sigmoid or tanh."""
+
+    codes = ("saturated-activation",)
+
+    share: float = 0.5
+    """Share of a layer's outputs at the ends; at y = 0.99 the derivative of sigmoid is 0.01."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        kinds = ("sigmoid", "tanh", "hardtanh", "hardsigmoid", "softsign")
+        sites = [s for s in case.run.sites if s.kind in kinds]
+        flat = [s for s in sites if s.saturated_fraction > self.share]
+        if not flat or case.learns:
+            return
+        yield Finding(
+            "saturated-activation",
+            "error" if len(flat) > len(sites) / 2 else "warning",
+            0.88,
+            "most outputs lie at the flat ends of their activation, where hardly any gradient passes",
+            (
+                "scale inputs and initial weights down",
+                "add normalisation layers, or use ReLU or GELU",
+            ),
+            (Measure("saturated outputs", max(s.saturated_fraction for s in flat), "of a layer",
+                     threshold=self.share),),
+            "Glorot and Bengio 2010",
+            tuple(s.name for s in flat),
+        )  # fmt: skip

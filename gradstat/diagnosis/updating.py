@@ -1,0 +1,221 @@
+"""Rules on whether the parameters move: frozen, stale, rounded away, never zeroed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradstat.diagnosis.evidence import ABS_MAX, L2, NUMEL, ZEROS
+from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.rule import Case, Rule, middle
+
+
+@dataclass(frozen=True)
+class NoGradient(Rule):
+    """Parameters of the optimizer that no gradient reaches, or that are not the model's."""
+
+    codes = ("parameters-not-updating",)
+
+    min_probes: int = 4
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        probes, model = case.run.probes, case.run.model
+        if len(probes.steps) < self.min_probes:
+            return
+        missing = np.isnan(probes.gradients[..., NUMEL])
+        never = missing.all(0)
+        names = [layer.name for layer in case.run.layers]
+        if model is not None and model.n_own == 0 and model.n_strangers:
+            yield self._finding(
+                "none of the optimizer's parameters belong to the model: it was built before the model was "
+                "replaced or copied, and trains one that nobody uses",
+                ("make the optimizer after the model is final: optimizer = ...(model.parameters())",),
+                0.98,
+                Measure("parameters of the optimizer that are the model's", 0, threshold=1),
+            )
+        elif never.all():
+            frozen = model is not None and len(model.frozen) > 0
+            yield self._finding(
+                "no gradient ever reaches a parameter of the optimizer"
+                + (": they do not require one" if frozen else ""),
+                (
+                    "set requires_grad=True on what is to be trained"
+                    if frozen
+                    else "look for detach(), .data, .item(), numpy() or no_grad() between the model "
+                    "and the loss",
+                    "check that the optimizer holds the parameters of the model that is trained",
+                ),
+                0.97,
+                Measure("parameters with a gradient", 0, threshold=1),
+                layers=tuple(names),
+            )
+        elif model is not None and model.frozen and not case.learns and self._is_shut(case):
+            yield self._finding(
+                f"{len(model.frozen)} of the model's parameters are frozen, all its weights among them, and "
+                "what is left cannot learn the task",
+                ("set requires_grad=True on what is to be trained",),
+                0.9,
+                Measure("weights that are trained", 0, threshold=1),
+                layers=model.frozen,
+            )
+        elif model is not None and model.forgotten:
+            yield self._finding(
+                f"{len(model.forgotten)} parameters of the model get gradients, but no optimizer has "
+                "changed them",
+                ("give the optimizer all of model.parameters(), or freeze what is to stay",),
+                0.9,
+                Measure("parameters forgotten", len(model.forgotten), threshold=1),
+                layers=model.forgotten,
+            )
+        else:
+            zero = ~missing.any(0) & (probes.gradients[..., ABS_MAX] == 0).all(0)
+            silent = [
+                n for n, z, nv, layer in zip(names, zero, never, case.run.layers, strict=True)
+                if (z or nv) and layer.is_matrix and n not in (model.frozen if model else ())
+            ]
+            moving = len(case.run.matrices) - len(silent)
+            if silent and moving and never[[names.index(n) for n in silent]].all():
+                yield self._finding(
+                    f"{len(silent)} weights require a gradient and never get one: they take no part "
+                    "in the loss",
+                    (
+                        "look for detach() or no_grad() on the way from these layers to the loss",
+                        "freeze them with requires_grad=False if that is meant",
+                    ),
+                    0.6 if case.learns else 0.85,
+                    Measure("weights without a gradient", len(silent), threshold=1),
+                    layers=tuple(silent),
+                    severity="info" if case.learns else "warning",
+                )
+
+    def _is_shut(self, case: Case) -> bool:
+        """Whether no weight gets a gradient, only biases and gains do."""
+        run = case.run
+        missing = np.isnan(run.probes.gradients[:, run.matrices, NUMEL])
+        return bool(missing.all())
+
+    def _finding(
+        self,
+        text: str,
+        remedy: tuple[str, ...],
+        confidence: float,
+        seen: Measure,
+        layers: tuple[str, ...] = (),
+        severity: str = "error",
+    ) -> Finding:
+        return Finding(
+            "parameters-not-updating",
+            severity,  # type: ignore[arg-type]
+            confidence,
+            text,
+            remedy,
+            (seen,),
+            "SageMaker Debugger, UnchangedTensor",
+            layers,
+        )
+
+
+@dataclass(frozen=True)
+class NoUpdate(Rule):
+    """A gradient that is not zero beside an update that is: lr 0, or lost to rounding."""
+
+    codes = ("parameters-not-updating",)
+
+    min_probes: int = 6
+
+    lost: float = 0.9
+    """Share of a parameter's elements that stay as they are though their gradient is not zero."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        run = case.run
+        probes = run.probes
+        if len(probes.steps) < self.min_probes or not run.layers:
+            return
+        has_gradient = probes.slices[..., L2] > 0
+        stays = np.nan_to_num(probes.updates[..., L2]) == 0
+        judged = has_gradient.sum(0) >= self.min_probes
+        if not judged.any():
+            return
+        lrs = probes.lrs[:, [layer.group for layer in run.layers]]
+        by_lr = judged & (lrs == 0).all(0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            unmoved = probes.updates[..., ZEROS] / probes.updates[..., NUMEL]
+            alive = 1 - probes.slices[..., ZEROS] / probes.slices[..., NUMEL]
+        skipped = run.skipped_steps > 0.5 * run.step
+        rounded = (unmoved > self.lost) & (alive > 0.5) & has_gradient & (lrs > 0)
+        share = rounded.sum(0) / np.maximum(has_gradient.sum(0), 1)
+        matrix = np.array([layer.is_matrix for layer in run.layers])
+        half = np.array([layer.epsilon > 1e-4 for layer in run.layers])
+        lost = judged & matrix & (share > 0.7)
+        names = np.array([layer.name for layer in run.layers])
+        if by_lr.any():
+            everything = bool(by_lr[judged].all())
+            yield Finding(
+                "parameters-not-updating",
+                "error" if everything else "warning",
+                0.97 if everything else 0.6,
+                "the learning rate is 0 in every step, so the parameters stay as they are",
+                ("set lr above 0", "check the scheduler: what does it multiply lr with?"),
+                (Measure("learning rate", 0.0, threshold=0.0),),
+                "definition of the step",
+                tuple(names[by_lr]),
+            )
+        elif lost.any() and not skipped:
+            in_half = bool((lost & half).any())
+            exact = bool(stays[:, lost].all())
+            yield Finding(
+                "parameters-not-updating",
+                "error" if lost[matrix & judged].mean() > 0.5 else "warning",
+                0.95 if in_half else 0.7 if exact else 0.6,
+                "the gradients are not zero, yet the parameters stay as they are: the step is less than "
+                "half of the distance to the next number of their dtype",
+                (
+                    "keep the parameters in fp32 and use autocast for the rest"
+                    if in_half
+                    else "raise lr: the update is below the rounding of the parameters",
+                    "or use an optimizer with fp32 master weights, or stochastic rounding",
+                ),
+                (
+                    Measure("share of elements unmoved", float(middle(unmoved[:, lost])),
+                            threshold=self.lost),
+                    Measure("distance from 1 to the next number",
+                            max(layer.epsilon for layer in run.layers)),
+                ),
+                "Micikevicius et al. 2018, 1710.03740, section 3.1",
+                tuple(names[lost]),
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NotZeroed(Rule):
+    """Gradients that are added to those of the step before."""
+
+    codes = ("gradient-accumulation",)
+
+    share: float = 0.5
+    """Share of the steps, at least."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        run = case.run
+        if run.step < 8 or run.accumulated_steps < self.share * run.step:
+            return
+        yield Finding(
+            "gradient-accumulation",
+            "error",
+            0.97,
+            "each step's gradients are added to those of all steps before: zero_grad() is missing",
+            (
+                "call optimizer.zero_grad() once in every step, before backward()",
+                "if accumulation is meant, call it after each optimizer.step()",
+            ),
+            (
+                Measure(
+                    "share of steps that start from old gradients",
+                    run.accumulated_steps / run.step,
+                    threshold=self.share,
+                ),
+            ),
+            "torch.optim's documentation, zero_grad",
+        )

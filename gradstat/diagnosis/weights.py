@@ -1,0 +1,99 @@
+"""Rules on the parameters as training began."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradstat.diagnosis.evidence import NUMEL, SUM
+from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.rule import Case, Rule
+
+SOURCE = "Glorot and Bengio 2010; He et al. 2015, 1502.01852"
+
+
+@dataclass(frozen=True)
+class Initialization(Rule):
+    """Weights that start constant, or far from the scale that keeps signals alive."""
+
+    codes = ("bad-initialization",)
+
+    large: float = 4.0
+    """Gain (deviation times the root of the fan-in) above which a layer amplifies too much: He's is
+    1.4, Glorot's about 1, torch's default for Linear 0.58."""
+
+    small: float = 0.03
+    """Gain below which a layer lets hardly anything through. GPT-2's 0.02 at width 64 is 0.16."""
+
+    bias: float = 3.0
+    """Mean magnitude of a bias that shuts or saturates its layer whatever comes in."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        run = case.run
+        if len(run.probes.steps) == 0 or run.probes.steps[0] != 1 or len(run.matrices) == 0:
+            return
+        layers = [run.layers[i] for i in run.matrices]
+        trained = np.array([
+            np.isfinite(run.probes.gradients[:, i, NUMEL]).any() for i in run.matrices
+        ])  # fmt: skip
+        std = run.probes.weight_std[0, run.matrices]
+        gains = std * np.sqrt([layer.fan_in for layer in layers])
+        constant = (std == 0) & np.array([layer.shape[0] > 1 for layer in layers])
+        early = constant[:-1] if len(layers) > 1 else constant
+        severity = "info" if case.learns else "error"
+        scale = 0.3 if case.learns else 1.0
+        if early.any() and early.mean() >= 0.3:
+            yield self._finding(
+                "weights start all equal, so all units of a layer compute the same and stay the same",
+                ("initialise them at random: torch.nn.init.kaiming_normal_ or xavier_uniform_",),
+                0.96 * scale,
+                severity,
+                layers=[la.name for la, c in zip(layers, constant, strict=True) if c],
+                seen=Measure("deviation of the weights", 0.0, threshold=0.0),
+            )
+            return
+        usual = float(np.median(gains[trained & ~constant])) if (trained & ~constant).any() else 1.0
+        if usual > self.large or usual < self.small:
+            yield self._finding(
+                f"weights start at {usual:.2g} times the size that keeps a signal's size: it "
+                + ("grows" if usual > 1 else "shrinks")
+                + " from layer to layer and so does the gradient",
+                ("initialise with torch.nn.init.kaiming_normal_ (ReLU) or xavier_uniform_ (tanh)",),
+                0.93 * scale,
+                severity,
+                layers=[la.name for la in layers],
+                seen=Measure(
+                    "median gain", usual, threshold=self.large if usual > 1 else self.small
+                ),
+            )
+        biases = [i for i, layer in enumerate(run.layers) if len(layer.shape) == 1]
+        means = run.probes.weights[0, biases, SUM] / run.probes.weights[0, biases, NUMEL]
+        normal = np.array([not run.layers[i].module.endswith("Norm") for i in biases], bool)
+        off = [i for i, mean, n in zip(biases, means, normal, strict=True)
+               if n and abs(mean) > self.bias and i != biases[-1]]  # fmt: skip
+        if off:
+            yield self._finding(
+                "biases start so far from 0 that their units are shut or saturated whatever comes in",
+                ("initialise biases with zeros",),
+                0.7 * scale,
+                severity,
+                layers=[run.layers[i].name for i in off],
+                seen=Measure("largest mean of a bias", float(np.abs(means).max()),
+                             threshold=self.bias),
+            )  # fmt: skip
+
+    def _finding(
+        self,
+        text: str,
+        remedy: tuple[str, ...],
+        confidence: float,
+        severity: str,
+        layers: list[str],
+        seen: Measure,
+    ) -> Finding:
+        return Finding(
+            "bad-initialization", severity, confidence, text, remedy, (seen,), SOURCE,  # type: ignore[arg-type]
+            tuple(layers), (1,),
+        )  # fmt: skip
