@@ -77,11 +77,12 @@ def _strength(finding: Finding) -> tuple[bool, float]:
 
 
 def _explains(cause: Finding, symptom: Finding) -> bool:
-    return (
-        symptom.code in EXPLAINS.get(cause.code, ())
-        and "info" not in (cause.severity, symptom.severity)
-        and cause.confidence >= symptom.confidence * 2 / 3
-    )
+    if symptom.code not in EXPLAINS.get(cause.code, ()):
+        return False
+    if "info" in (cause.severity, symptom.severity):
+        return False
+    mutual = cause.code in EXPLAINS.get(symptom.code, ())
+    return cause.confidence >= symptom.confidence * (1 if mutual else 2 / 3)
 
 
 def _root(place: int, cause_of: dict[int, int]) -> int:
