@@ -16,7 +16,16 @@ from gradstat._batch_sample import BatchSample, TensorSample
 from gradstat._observations import Observation
 from gradstat._optimizer_kind import is_scale_free
 from gradstat._probes import Probe
-from gradstat.diagnosis.evidence import Batch, Curve, Layer, ModelFacts, OptimizerFacts, Probes
+from gradstat.activations.table import ActivationTable
+from gradstat.diagnosis.evidence import (
+    Batch,
+    Curve,
+    Layer,
+    ModelFacts,
+    OptimizerFacts,
+    Probes,
+    Site,
+)
 
 Floats = NDArray[np.float64]
 
@@ -95,6 +104,22 @@ def layers_of(
             group=groups.get(id(parameter), 0),
         )
         for name, parameter in zip(names, watched, strict=True)
+    )
+
+
+def sites_of(table: ActivationTable) -> tuple[Site, ...]:
+    """Return the rows of a table. Synchronises."""
+    return tuple(
+        Site(
+            name=row.name,
+            kind=row.kind,
+            units=row.units,
+            dead_units=row.dead_units,
+            saturated_fraction=row.saturated_fraction,
+            zero_fraction=row.zero_fraction,
+            rms=row.moments.rms,
+        )
+        for row in table
     )
 
 

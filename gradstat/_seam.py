@@ -26,6 +26,7 @@ from gradstat._probes import Probes
 from gradstat._recorder import Recorder
 from gradstat._warnings import warn_user
 from gradstat._watched import Watched
+from gradstat.activations import ActivationMonitor
 from gradstat.clipping.clipper import Clipper
 from gradstat.columns import INFS, NANS
 from gradstat.errors import GradstatError, NonFiniteNormError
@@ -59,13 +60,15 @@ class Seam:
         probes: Probes,
         overflows: OverflowCount,
         on_nonfinite: str,
+        activations: ActivationMonitor | None,
     ) -> None:
         self.watched = watched
         self._accumulation = accumulation = Accumulation()
         self.alarms = Alarms()
         self.monitor = Monitor(
-            weakref.ref(optimizer), watched, clipper, recorder, probes, overflows, accumulation
+            weakref.ref(optimizer), watched, clipper, recorder, probes, overflows, accumulation, activations
         )
+        self._activations = activations
         self._clipper = clipper
         self._recorder = recorder
         self._probes = probes
@@ -97,6 +100,8 @@ class Seam:
         self._loan.give_back()
         for handle in self._handles:
             handle.remove()
+        if self._activations is not None:
+            self._activations.remove()
 
     # ---- the step --------------------------------------------------------------------------------
 
@@ -177,6 +182,8 @@ class Seam:
         self._attempt(lambda: self._probes.finish(self._parameters))
         self._accumulation.remember(self._parameters)
         self._parameters = []
+        if self._activations is not None:
+            self._activations.step()
         if self._clipper.may_skip:
             self.alarms.look_at_skips(recorder.step, self._skipped, self._clipper.state)
         if recorder.is_recording and recorder.window is not None:

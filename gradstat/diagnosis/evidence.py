@@ -185,9 +185,6 @@ class Site:
     dead_units: int
     saturated_fraction: float
     zero_fraction: float
-    samples: int
-    """Positions (samples, pixels, tokens) that each unit was seen at."""
-
     rms: float
 
 
