@@ -66,10 +66,11 @@ class BatchSample:
                 pair = _rows_of_pair(outputs, targets)
             self.is_paired = self.is_paired or pair is not None
             for name, tensor in batch.items():
-                rows = tensor
-                if pair is not None and name != "inputs":
+                if pair is None or name == "inputs":
+                    self.tensors[name] = _sample(tensor, tensor, _row_count(tensor))
+                else:
                     rows = pair[name == "targets"]
-                self.tensors[name] = _sample(tensor, rows)
+                    self.tensors[name] = _sample(tensor, rows, _row_count(pair[0]))
 
 
 def first_tensor(given: Any) -> Any:
@@ -106,9 +107,12 @@ def _rows_of_pair(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | N
     return None
 
 
-def _sample(whole: Tensor, rows: Tensor) -> TensorSample:
-    row_elements = math.prod(rows.shape[1:])
-    count = max(1, min(MAX_ROWS, MAX_ELEMENTS // max(row_elements, 1)))
+def _row_count(rows: Tensor) -> int:
+    """Return how many rows are kept."""
+    return max(1, min(MAX_ROWS, MAX_ELEMENTS // max(math.prod(rows.shape[1:]), 1)))
+
+
+def _sample(whole: Tensor, rows: Tensor, count: int) -> TensorSample:
     some = rows[:count] if rows.dim() > 0 else rows.reshape(1)
     some = some.flatten(1)[:, :MAX_ELEMENTS] if some.dim() > 1 else some
     copy = some.detach().clone()

@@ -24,6 +24,7 @@ from gradstat._loan import Held, Loan
 from gradstat._loss_scale import OverflowCount, amp_scalar, is_fused, makes_momentum
 from gradstat._probes import Probes
 from gradstat._recorder import Recorder
+from gradstat._rounds import Rounds
 from gradstat._warnings import warn_user
 from gradstat._watched import Watched
 from gradstat.activations import ActivationMonitor
@@ -61,12 +62,21 @@ class Seam:
         overflows: OverflowCount,
         on_nonfinite: str,
         activations: ActivationMonitor | None,
+        rounds: Rounds,
     ) -> None:
         self.watched = watched
         self._accumulation = accumulation = Accumulation()
         self.alarms = Alarms()
         self.monitor = Monitor(
-            weakref.ref(optimizer), watched, clipper, recorder, probes, overflows, accumulation, activations
+            weakref.ref(optimizer),
+            watched,
+            clipper,
+            recorder,
+            probes,
+            overflows,
+            accumulation,
+            activations,
+            rounds,
         )
         self._activations = activations
         self._clipper = clipper
@@ -189,6 +199,7 @@ class Seam:
         if recorder.is_recording and recorder.window is not None:
             self.alarms.look_at_norms(recorder.window)
         self.monitor.call_back()
+        self.monitor.make_rounds()
 
     @torch.no_grad()
     def _handle(self, optimizer: Optimizer) -> None:

@@ -28,12 +28,14 @@ from gradstat._loss_scale import OverflowCount
 from gradstat._observations import Observation, Observations
 from gradstat._probes import Probes
 from gradstat._recorder import Recorder
+from gradstat._rounds import Rounds
 from gradstat._warnings import warn_user
 from gradstat._watched import Watched
 from gradstat._window import Ring
 from gradstat.activations import ActivationMonitor
 from gradstat.clipping.clipper import Clipper
 from gradstat.columns import DEAD_ROWS, L2, RAW_COLUMNS
+from gradstat.diagnosis import Finding, coverage, diagnose
 from gradstat.diagnosis.evidence import Evidence
 from gradstat.errors import ArgumentValueError
 from gradstat.table import StatTable
@@ -80,7 +82,9 @@ class Monitor:
         overflows: OverflowCount,
         accumulation: Accumulation,
         activations: ActivationMonitor | None,
+        rounds: Rounds,
     ) -> None:
+        self._rounds = rounds
         self._optimizer = optimizer
         self._watched = watched
         self._accumulation = accumulation
@@ -328,9 +332,7 @@ class Monitor:
         Example:
             >>> optimizer.gradstat.observe(loss=loss, outputs=logits)
         """
-        self._observations.add(
-            self.step, values, is_probed=self._probes.is_due(self.step + 1)
-        )
+        self._observations.add(self.step, values, is_probed=self._probes.is_due(self.step + 1))
 
     def observed(self, name: str) -> list[Observation]:
         """Return what was observed under a name, oldest first; nothing under an unknown one."""
@@ -380,6 +382,44 @@ class Monitor:
             skipped_steps=self.skipped_steps,
             accumulated_steps=self._accumulation.steps,
         )
+
+    def diagnose(self) -> list[Finding]:
+        """Return what is wrong with the run: the likeliest cause first, each before its symptoms.
+
+        An empty list says that nothing was found, and `coverage` what could be looked for. The
+        rules, their thresholds and sources: docs/diagnosis.md. Takes milliseconds on the host;
+        synchronises with a CUDA device, once for each kind of table.
+
+        Example:
+            >>> for finding in optimizer.gradstat.diagnose():
+            ...     print(finding)
+        """
+        return diagnose(self.evidence())
+
+    def coverage(self) -> dict[str, str]:
+        """Return for each code ``"judged"``, or what has to be observed so that it can be judged.
+
+        Synchronises with a CUDA device.
+        """
+        return coverage(self.evidence())
+
+    def on_finding(self, callback: Callable[[Finding], Any]) -> Callable[[Finding], Any]:
+        """Call ``callback(finding)`` for each cause that is found while training, once for a code.
+
+        The run is looked at after 64, 128, 256, ... steps, or every ``diagnose`` steps that `attach`
+        was asked for. New causes also go to the logger ``gradstat``, as warnings. What the callback
+        raises comes out of ``optimizer.step()``. Does not synchronise.
+
+        Returns:
+            ``callback``, so that this serves as a decorator.
+        """
+        self._rounds.callbacks.append(callback)
+        return callback
+
+    def make_rounds(self) -> None:
+        """Look at the run, if it is time, and tell of what is new."""
+        if self._rounds.is_due(self.step):
+            self._rounds.tell(self.diagnose)
 
     # ---- checkpoints -----------------------------------------------------------------------------
 

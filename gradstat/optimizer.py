@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from gradstat._loss_scale import OverflowCount
 from gradstat._probes import Probes
 from gradstat._recorder import Recorder
+from gradstat._rounds import Rounds
 from gradstat._seam import KERNEL_RULE, Seam
 from gradstat._watched import Filter, Watched
 from gradstat.activations import ActivationMonitor
@@ -40,6 +42,7 @@ def attach(
     updates: bool = False,
     scaler: Any = None,
     activations: bool | Mapping[str, Any] | None = None,
+    diagnose: bool | int | None = None,
 ) -> OptimizerT:
     """Return the same optimizer, which from now on measures, clips and skips as asked.
 
@@ -115,6 +118,7 @@ def attach(
         overflows=OverflowCount(scaler),
         on_nonfinite=on_nonfinite,
         activations=_activation_monitor(model, activations),
+        rounds=_rounds(optimizer, diagnose),
     )
     optimizer.gradstat = seam.monitor  # type: ignore[attr-defined]
     optimizer._gradstat_seam = seam  # type: ignore[attr-defined]
@@ -166,6 +170,18 @@ def _activation_monitor(
     monitor = ActivationMonitor(model, **options)
     monitor.count_steps()
     return monitor
+
+
+def _rounds(optimizer: Optimizer, diagnose: bool | int | None) -> Rounds:
+    if diagnose is None:
+        parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+        diagnose = all(parameter.device.type == "cpu" for parameter in parameters)
+    if not isinstance(diagnose, int) or diagnose < 0:
+        raise ArgumentValueError(
+            f"diagnose must be True, False or a number of steps, got {diagnose!r}; use for example "
+            "diagnose=500"
+        )
+    return Rounds(None if not diagnose else 0 if diagnose is True else diagnose)
 
 
 def _check_optimizer(optimizer: Any) -> None:

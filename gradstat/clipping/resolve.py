@@ -32,6 +32,7 @@ the others counts. Half of the highest median evens out the large gradients of t
 which would otherwise stay in the second moment and shorten the steps that follow.
 """
 
+
 def auto_policy(optimizer: Optimizer | None) -> AutoClip:
     """Return what ``clip="auto"`` stands for with this optimizer.
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from gradstat.diagnosis import data, fit, flow, outcome, progress, rates, units, updating, weights
 from gradstat.diagnosis.causes import rank
 from gradstat.diagnosis.evidence import Evidence
@@ -53,4 +55,19 @@ RULES: tuple[Rule, ...] = (
 def diagnose(run: Evidence, rules: Sequence[Rule] = RULES) -> list[Finding]:
     """Return what is wrong with a run, causes first, each followed by its symptoms."""
     case = Case(run)
-    return rank(finding for rule in rules for finding in rule.judge(case))
+    with np.errstate(all="ignore"):
+        return rank(finding for rule in rules for finding in rule.judge(case))
+
+
+def coverage(run: Evidence, rules: Sequence[Rule] = RULES) -> dict[str, str]:
+    """Return for every code whether it could be judged, and what was missing where it could not."""
+    seen = run.observed
+    found: dict[str, str] = {}
+    for rule in rules:
+        missing = [name for name in rule.needs if name not in seen]
+        for code in rule.codes:
+            if not missing:
+                found[code] = "judged"
+            else:
+                found.setdefault(code, "needs " + " and ".join(missing))
+    return dict(sorted(found.items()))

@@ -12,29 +12,84 @@ _FLOW = ("vanishing-gradient", "exploding-gradient", "dead-units", "saturated-ac
          "sparse-gradients", "nonfinite-loss", "nonfinite-gradient")  # fmt: skip
 
 EXPLAINS: dict[str, tuple[str, ...]] = {
-    "parameters-not-updating": (*_OUTCOMES, "lr-too-low", "vanishing-gradient", "class-imbalance",
-                                "bad-targets", "overfitting"),
-    "gradient-accumulation": (*_OUTCOMES, *_FLOW, "lr-too-high", "overfitting", "bad-targets",
-                              "class-imbalance"),
-    "loss-output-mismatch": (*_OUTCOMES, *_FLOW, "zero-loss", "class-imbalance", "overfitting",
-                             "bad-targets", "lr-too-high"),
-    "bad-inputs": (*_OUTCOMES, *_FLOW, "lr-too-high", "lr-too-low", "overfitting", "bad-targets",
-                   "class-imbalance", "bad-initialization"),
-    "zero-loss": (*_OUTCOMES, "vanishing-gradient", "dead-units", "sparse-gradients"),
-    "bad-targets": (*_OUTCOMES, *_FLOW, "lr-too-high", "overfitting", "class-imbalance",
-                    "bad-initialization"),
-    "bad-initialization": (*_OUTCOMES, *_FLOW, "lr-too-high", "lr-too-low", "bad-targets",
-                           "overfitting", "class-imbalance"),
+    "parameters-not-updating": (
+        *_OUTCOMES,
+        "lr-too-low",
+        "vanishing-gradient",
+        "class-imbalance",
+        "bad-targets",
+        "overfitting",
+    ),
+    "gradient-accumulation": (
+        *_OUTCOMES,
+        *_FLOW,
+        "lr-too-high",
+        "overfitting",
+        "bad-targets",
+        "class-imbalance",
+    ),
+    "loss-output-mismatch": (
+        *_OUTCOMES,
+        *_FLOW,
+        "zero-loss",
+        "class-imbalance",
+        "overfitting",
+        "bad-targets",
+        "lr-too-high",
+        "parameters-not-updating",
+    ),
+    "bad-inputs": (
+        *_OUTCOMES,
+        *_FLOW,
+        "lr-too-high",
+        "lr-too-low",
+        "overfitting",
+        "bad-targets",
+        "class-imbalance",
+        "bad-initialization",
+    ),
+    "zero-loss": (*_OUTCOMES, "vanishing-gradient", "dead-units", "sparse-gradients",
+                  "parameters-not-updating"),
+    "bad-targets": (
+        *_OUTCOMES,
+        *_FLOW,
+        "lr-too-high",
+        "overfitting",
+        "class-imbalance",
+        "bad-initialization",
+    ),
+    "bad-initialization": (
+        *_OUTCOMES,
+        *_FLOW,
+        "lr-too-high",
+        "lr-too-low",
+        "bad-targets",
+        "overfitting",
+        "class-imbalance",
+    ),
     "class-imbalance": (*_OUTCOMES, "bad-targets", "overfitting"),
     "lr-too-high": (*_OUTCOMES, *_FLOW, "overfitting"),
-    "lr-too-low": ("flat-loss", "constant-predictions", "underfitting", "plateau", "bad-targets",
-                   "class-imbalance"),
-    "exploding-gradient": ("nonfinite-loss", "nonfinite-gradient", "diverging-loss",
-                           "oscillating-loss", "flat-loss", "lr-too-high", "dead-units",
-                           "constant-predictions"),
+    "lr-too-low": (
+        "parameters-not-updating",
+        "flat-loss",
+        "constant-predictions",
+        "underfitting",
+        "plateau",
+        "class-imbalance",
+    ),
+    "exploding-gradient": (
+        "nonfinite-loss",
+        "nonfinite-gradient",
+        "diverging-loss",
+        "oscillating-loss",
+        "flat-loss",
+        "lr-too-high",
+        "dead-units",
+        "constant-predictions",
+    ),
     "dead-units": ("vanishing-gradient", "sparse-gradients", *_OUTCOMES),
     "saturated-activation": ("vanishing-gradient", *_OUTCOMES),
-    "vanishing-gradient": (*_OUTCOMES, "class-imbalance"),
+    "vanishing-gradient": (*_OUTCOMES, "class-imbalance", "parameters-not-updating"),
     "sparse-gradients": _OUTCOMES,
     "nonfinite-loss": ("nonfinite-gradient", "diverging-loss"),
     "plateau": ("flat-loss", "constant-predictions"),
@@ -44,6 +99,10 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
 }
 """Cause and what it brings about, as far as a first look can tell: inputs that are not scaled
 saturate units, which lets gradients vanish, which leaves the loss flat."""
+
+
+for _code in ("lr-too-high", "dead-units", "saturated-activation", "vanishing-gradient", "plateau"):
+    EXPLAINS[_code] = (*EXPLAINS[_code], "bad-targets")
 
 
 def rank(findings: Iterable[Finding]) -> list[Finding]:
@@ -82,7 +141,9 @@ def _explains(cause: Finding, symptom: Finding) -> bool:
     if "info" in (cause.severity, symptom.severity):
         return False
     mutual = cause.code in EXPLAINS.get(symptom.code, ())
-    return cause.confidence >= symptom.confidence * (1 if mutual else 2 / 3)
+    if mutual:
+        return cause.confidence > symptom.confidence
+    return cause.confidence >= symptom.confidence * 2 / 3
 
 
 def _root(place: int, cause_of: dict[int, int]) -> int:

@@ -41,6 +41,9 @@ class Shape:
     trend_error: float
     """What that change would be by noise alone."""
 
+    rises_steadily: bool
+    """Whether each tenth lies above the one before: the loss is being raised, not lost."""
+
     @property
     def fall(self) -> float:
         """Share of the first value that has been gained; negative where the loss has risen."""
@@ -63,6 +66,7 @@ def shape_of(curve: Curve | None) -> Shape | None:
         best=float(tenths.min()),
         peak=float(values.max()),
         noise=noise,
+        rises_steadily=bool((np.diff(tenths) > 0).all()),
         trend=trend,
         trend_error=noise * 3.5 / np.sqrt(len(half)),
     )

@@ -213,7 +213,7 @@ class TargetScale(Rule):
             yield Finding(
                 "bad-targets",
                 "error" if rms > 10 * self.large else "warning",
-                0.9,
+                0.91,
                 f"the targets are {rms:.3g} in size and the first outputs {outputs:.2g}: the loss and its "
                 "gradients start out of proportion to the weights",
                 (
@@ -238,11 +238,16 @@ class ConstantTargets(Rule):
 
     min_values: int = 64
 
+    learnt: float = 0.1
+    """Last loss over the first, at most: a constant is learnt at once. One that is not is an
+    adversary's, as when a generator wants all its images taken for real."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         targets = case.task.targets
         if targets.shape[:1] < (self.min_values,) or not (targets == targets[:1]).all():
             return
-        if case.task.kind == "unknown":
+        is_learnt = case.loss is None or case.loss.last < self.learnt * abs(case.loss.first)
+        if case.task.kind == "unknown" or not is_learnt:
             return
         yield Finding(
             "bad-targets",
@@ -266,6 +271,9 @@ class Imbalance(Rule):
     """Share of the commonest class: a ratio of about 6 to 1 for two classes. SageMaker Debugger
     warns from 10 to 1."""
 
+    extreme: float = 0.95
+    """Share of the commonest class from which an accuracy no better than that is enough to tell."""
+
     recall: float = 0.5
     """Share of the other classes' rows that is found, at most."""
 
@@ -275,23 +283,26 @@ class Imbalance(Rule):
         if task.kind not in ("classes", "binary") or len(shares) < 2:
             return
         is_one_column = task.targets.ndim == 1 or task.targets.shape[-1] == 1
-        is_common = shares[0] >= self.common if len(shares) == 2 else (
-            shares[0] >= 0.7 and shares[0] / max(shares[-1], 1e-9) >= 10
+        is_common = (
+            shares[0] >= self.common
+            if len(shares) == 2
+            else (shares[0] >= 0.7 and shares[0] / max(shares[-1], 1e-9) >= 10)
         )
         if not is_common or not is_one_column:
             return
         found = _rare_recall(case)
         certainty = 0.85
-        if found is None and case.skill is not None and case.skill <= 0:
-            found, certainty = 0.0, 0.75  # too few of the others to tell, and no better than a guess
-        if found is None or found > self.recall:
+        is_no_better = case.skill is not None and case.skill <= 0
+        if is_no_better and (found is None or shares[0] > self.extreme):
+            certainty = 0.75
+        elif found is None or found > self.recall:
             return
         yield Finding(
             "class-imbalance",
             "warning",
             certainty,
-            f"one class makes up {shares[0]:.0%} of the targets, and of the other rows the model finds "
-            f"{found:.0%}: it has learnt to give the commonest answer",
+            f"one class makes up {shares[0]:.0%} of the targets, and the model does no better than to give "
+            "that answer always",
             (
                 "weight the loss by class (CrossEntropyLoss(weight=...), BCEWithLogitsLoss("
                 "pos_weight=...))",
@@ -300,7 +311,8 @@ class Imbalance(Rule):
             ),
             (
                 Measure("share of the commonest class", float(shares[0]), threshold=self.common),
-                Measure("share of the other rows that is found", found, threshold=self.recall),
+                *([Measure("share of the other rows that is found", found, threshold=self.recall)]
+                  if found is not None else []),
             ),
             "He and Garcia 2009, doi:10.1109/TKDE.2008.239; SageMaker Debugger, ClassImbalance",
         )

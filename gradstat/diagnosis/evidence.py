@@ -216,6 +216,19 @@ class Evidence:
     """Steps whose gradients had been added to those of the step before."""
 
     @cached_property
+    def observed(self) -> frozenset[str]:
+        """What there is to judge by: names of curves and arrays, ``steps`` and ``activations``."""
+        arrays = {
+            name
+            for batch in self.batches
+            for name in ("inputs", "outputs", "targets")
+            if getattr(batch, name) is not None
+        }
+        probed = {"steps"} if len(self.probes.steps) else set()
+        activations = {"activations"} if self.sites else set()
+        return frozenset(arrays | probed | activations | set(self.curves))
+
+    @cached_property
     def loss(self) -> Curve | None:
         """The training loss, where it was observed."""
         return self.curves.get("loss")

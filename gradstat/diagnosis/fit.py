@@ -47,7 +47,9 @@ class ProbabilitiesAsLogits(Rule):
                 "once more: gradients shrink, and the loss cannot get near 0",
                 ("remove the softmax and give the loss the logits",),
                 0.97,
-                Measure("largest sum of a row less 1", max(abs(o.sum(-1) - 1).max() for o in outputs)),
+                Measure(
+                    "largest sum of a row less 1", max(abs(o.sum(-1) - 1).max() for o in outputs)
+                ),
             )
         in_range = all(o.min() >= 0 and o.max() <= 1 for o in outputs if np.isfinite(o).all())
         n_values = sum(o.size for o in outputs)
@@ -188,12 +190,12 @@ class OutputRange(Rule):
             return
         outputs = np.concatenate([b.outputs.ravel() for b in task.paired if b.outputs is not None])
         outputs, targets = outputs[np.isfinite(outputs)], task.targets.ravel()
-        if len(outputs) < self.min_values:
+        if len(outputs) < self.min_values or not outputs.std() > 0:
             return
         for name, low, high, looks_so in (
             ("sigmoid or softmax", 0.0, 1.0, outputs.min() >= 0 and outputs.max() <= 1),
             ("tanh", -1.0, 1.0, outputs.min() >= -1 and outputs.max() <= 1),
-            ("ReLU", 0.0, np.inf, outputs.min() >= 0 and (outputs == 0).mean() > 0.02),
+            ("ReLU", 0.0, np.inf, outputs.min() >= 0 and 0.02 < (outputs == 0).mean()),
         ):
             outside = float(((targets < low - 1e-6) | (targets > high + 1e-6)).mean())
             if not looks_so or outside < self.beyond or not self._is_bounded(case, name, outputs):
@@ -213,7 +215,7 @@ class OutputRange(Rule):
         last = model.modules[-1].lower() if model is not None and model.modules else ""
         if last and last in name.lower():
             return True
-        if name == "ReLU":
-            return True
+        if name == "ReLU":  # whole numbers come from rounding
+            return bool((outputs % 1 != 0).any())
         edges = ((outputs < 0.02) | (outputs > 0.98)) if name != "tanh" else np.abs(outputs) > 0.96
         return bool(edges.mean() > 0.1)

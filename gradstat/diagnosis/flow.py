@@ -17,6 +17,7 @@ class Vanishing(Rule):
     """Gradients that fade on their way back to the first layers."""
 
     codes = ("vanishing-gradient",)
+    needs = ("steps",)
 
     faded: float = 1e-3
     """The first layers' gradient over the last one's, root mean squares. Relative, since absolute
@@ -66,6 +67,7 @@ class Exploding(Rule):
     """Gradients that grow on their way back, or from step to step."""
 
     codes = ("exploding-gradient",)
+    needs = ("steps",)
 
     grown: float = 1e3
     """The largest gradient's size over the weights' own, root mean squares; for a loss of order one
@@ -115,6 +117,7 @@ class Nonfinite(Rule):
     """A loss or gradients that are NaN or Inf."""
 
     codes = ("nonfinite-loss", "nonfinite-gradient")
+    needs = ("steps",)
 
     lasting: float = 0.3
     """Share of the last values that are not finite: a scaler's first overflows pass."""
@@ -177,6 +180,7 @@ class SparseGradients(Rule):
     """Gradients that are zero nearly everywhere though every unit could have one."""
 
     codes = ("sparse-gradients",)
+    needs = ("steps",)
 
     zero: float = 0.9
     """Share of a weight's gradient that is exactly 0, the median over the probes."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradstat.diagnosis.finding import Finding, Measure
-from gradstat.diagnosis.rule import Case, Rule
+from gradstat.diagnosis.rates import ratios, shrunk_weights
+from gradstat.diagnosis.rule import Case, Rule, middle
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,23 @@ class Overfitting(Rule):
         k = max(1, len(values) // 10)
         last, lowest = float(np.median(values[-k:])), float(values.min())
         rise = last / max(abs(lowest), 1e-12) - 1
-        if rise < self.rise or last < self.gap * shape.last or shape.fall < 0.2:
+        if last < self.gap * shape.last or shape.fall < 0.2:
             return
         chance = case.task.chance
         guess = chance if chance is not None else float(np.median(values[:2]))
         matters = last > self.matters * guess
+        if rise < self.rise and not (matters and last > 10 * shape.last):
+            return
         yield Finding(
             "overfitting",
             "warning" if matters else "info",
             0.85 if matters else 0.3,
-            f"the validation loss has risen by {rise:.0%} from its lowest while the training loss fell: "
-            "the model learns its training rows by heart",
+            (
+                f"the validation loss has risen by {rise:.0%} from its lowest while the training loss fell"
+                if rise >= self.rise
+                else "the validation loss stays high while the training loss falls"
+            )
+            + ": the model learns its training rows by heart",
             (
                 "stop at the lowest validation loss",
                 "more data or augmentation; weight decay or dropout; a smaller model",
@@ -106,7 +113,10 @@ class RandomTargets(Rule):
     """Nothing is learnt that holds for other rows, though the run itself is in order."""
 
     codes = ("bad-targets",)
-    needs = ("outputs", "targets", "loss")
+    needs = ("outputs", "targets", "loss", "val_loss")
+
+    reach: float = 0.1
+    """Updates over weights, times the steps: below that the run has not tried."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         run, shape, chance = case.run, case.loss, case.task.chance
@@ -115,22 +125,24 @@ class RandomTargets(Rule):
         if len(case.task.shares) and case.task.shares[0] > 0.85:  # imbalance looks the same
             return
         val = run.val_loss
-        learnt = shape.last < 0.97 * chance
-        unseen = val is not None and len(val.finite) >= 3 and float(val.finite.min()) > 0.95 * chance
-        if not (unseen and learnt):
+        unseen = (
+            val is not None and len(val.finite) >= 3 and float(val.finite.min()) > 0.97 * chance
+        )
+        reach = float(middle(ratios(case)[-3:])) * run.step
+        if not unseen or shape.last > 1.1 * chance or reach < self.reach:
             return
         yield Finding(
             "bad-targets",
             "warning",
-            0.6,
-            "the training loss falls below that of a guess while the validation loss never does: the "
-            "targets seem to have nothing to do with the inputs",
+            0.5,
+            "the weights have moved far, but validation is never better than a guess: the targets "
+            "seem to have nothing to do with the inputs",
             (
                 "look at some rows: does each target belong to its input?",
                 "check that inputs and targets are shuffled and split together",
             ),
             (
-                Measure("training loss over a guess", shape.last / chance, threshold=0.97),
+                Measure("way of the weights", reach, "of their size", threshold=self.reach),
                 Measure("best validation loss over a guess", float(val.finite.min()) / chance,
                         threshold=0.95),
             ),
@@ -146,15 +158,20 @@ class Underfitting(Rule):
     needs = ("loss",)
 
     left: float = 0.5
-    """Share of a guess's loss that is left."""
+    """Share of a guess's loss that is left, of classes."""
+
+    left_of_numbers: float = 0.8
+    """The same of numbers, which are often noisy: of scikit-learn's diabetes half is noise."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         shape, chance = case.loss, case.task.chance
         if shape is None or chance is None or chance <= 0:
             return
-        left = shape.last / chance
+        floor = case.task.floor
+        left = (shape.last - floor) / max(chance - floor, 1e-12)
         shrunk = shrunk_weights(case)
-        if left < self.left or (case.skill is not None and case.skill > 0.6):
+        most = self.left if case.task.kind != "numbers" else self.left_of_numbers
+        if left < most or (case.skill is not None and case.skill > 0.6):
             return
         if abs(shape.fall) < 0.03 and not shrunk:  # that is a flat loss, whatever the reason
             return
@@ -163,7 +180,7 @@ class Underfitting(Rule):
         confidence = 0.92 if shrunk else 0.35 if improving else 0.5
         yield Finding(
             "underfitting",
-            "info" if improving else "warning",
+            "info" if improving or (case.run.val_loss is None and not shrunk) else "warning",
             confidence,
             "weight decay has all but erased the weights"
             if shrunk
@@ -173,15 +190,7 @@ class Underfitting(Rule):
                 "a larger model, or less dropout and regularisation",
                 "train longer",
             ),
-            (Measure("loss over a guess", left, threshold=self.left),),
+            (Measure("loss over a guess", left, threshold=most),),
             "Goodfellow et al. 2016, Deep Learning, section 5.2",
         )
 
-
-def shrunk_weights(case: Case) -> bool:
-    """Whether the weights have come down to a twentieth under weight decay, or nearer to zero."""
-    run = case.run
-    if run.optimizer is None or run.optimizer.weight_decay == 0 or len(run.probes.steps) < 4:
-        return False
-    rms = run.probes.weight_rms[:, run.matrices]
-    return bool(rms.size and (rms[-1] < rms[0] / 20).mean() > 0.5)

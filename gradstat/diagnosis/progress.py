@@ -51,12 +51,19 @@ class FlatLoss(Rule):
     """Share of the first value that counts as movement. SageMaker Debugger asks for 0.1 % in ten
     steps, AutoTrainer for 1 % accuracy."""
 
+    noise: float = 0.1
+    """Spread from step to step over the first value, at most, where it is not known what a guess
+    scores: the losses of adversaries go to and fro."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         shape = case.loss
         if shape is None or case.learns or shape.first == 0:
             return
         moved = abs(shape.fall)
         noise = 2 * shape.noise / max(abs(shape.first), 1e-12) / 3
+        quiet = shape.noise < self.noise * abs(shape.first)
+        if case.task.chance is None and (moved > self.fall or not quiet):
+            return
         if moved > max(self.fall, noise) or shape.peak > 3 * abs(shape.first):
             return
         chance = case.task.chance
@@ -100,19 +107,21 @@ class Diverging(Rule):
             if len(loss) >= 10 and len(loss.finite) < len(loss) / 2 and len(loss.finite) >= 2:
                 grown = float(loss.finite[-1] / max(abs(loss.finite[0]), 1e-12))
                 if grown > self.above:
-                    yield self._finding(grown)
+                    yield self._finding(grown, False)
             return
         base = max(abs(shape.best), 0.05 * abs(shape.first), 1e-12)
         if shape.last > self.above * base and shape.last > shape.best + 4 * shape.noise / 3:
-            yield self._finding(shape.last / base)
+            yield self._finding(shape.last / base, shape.rises_steadily)
 
-    def _finding(self, grown: float) -> Finding:
+    def _finding(self, grown: float, steadily: bool) -> Finding:
         return Finding(
             "diverging-loss",
             "error",
-            0.65,
-            f"the loss has risen to {grown:.2g} times what it had been",
+            0.8 if steadily else 0.65,
+            f"the loss has risen to {grown:.2g} times what it had been"
+            + (", and rises all the time" if steadily else ""),
             (
+                *(["check the sign of the loss: is it to be maximised?"] if steadily else []),
                 "multiply lr by 0.1",
                 'clip: gradstat.attach(optimizer, model, clip="auto")',
                 "go back to a checkpoint from before the rise",
@@ -132,6 +141,9 @@ class Oscillating(Rule):
     swing: float = 0.5
     """Spread of the second half (between its deciles) over its median, at least."""
 
+    of_first: float = 0.15
+    """The same spread over the first value, at least: near zero all losses look unsteady."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         loss, shape = case.run.loss, case.loss
         if loss is None or shape is None or case.learns:
@@ -140,7 +152,8 @@ class Oscillating(Rule):
         low, middle, high = np.quantile(half, [0.1, 0.5, 0.9])
         swing = float((high - low) / max(abs(middle), 1e-12))
         got_lower = low < 0.6 * shape.first
-        if swing < self.swing or not got_lower:
+        is_large = high - low > self.of_first * abs(shape.first)
+        if swing < self.swing or not got_lower or not is_large:
             return
         smooth = np.array([np.median(part) for part in np.array_split(half, 12)])
         turns = int((np.diff(np.sign(np.diff(smooth))) != 0).sum())

@@ -9,7 +9,6 @@ import numpy as np
 
 from gradstat.diagnosis.evidence import L2, Floats
 from gradstat.diagnosis.finding import Finding, Measure
-from gradstat.diagnosis.outcome import shrunk_weights
 from gradstat.diagnosis.rule import Case, Rule
 
 SOURCE = "Karpathy, cs231n (about 1e-3 of the weights a step); DeepDiagnosis ([1e-5, 1e-1])"
@@ -26,11 +25,21 @@ def ratios(case: Case) -> Floats:
     return ratio
 
 
+def shrunk_weights(case: Case) -> bool:
+    """Whether the weights have come down to a twentieth under weight decay, or nearer to zero."""
+    run = case.run
+    if run.optimizer is None or run.optimizer.weight_decay == 0 or len(run.probes.steps) < 4:
+        return False
+    rms = run.probes.weight_rms[:, run.matrices]
+    return bool(rms.size and (rms[-1] < rms[0] / 20).mean() > 0.5)
+
+
 @dataclass(frozen=True)
 class TooHigh(Rule):
     """Steps so large that the loss does not settle."""
 
     codes = ("lr-too-high",)
+    needs = ("steps",)
 
     large: float = 0.1
     """Update over weight above which a step is no small correction (DeepDiagnosis)."""
@@ -43,9 +52,11 @@ class TooHigh(Rule):
         finite = ratio[np.isfinite(ratio)]
         largest = float(finite.max(initial=0.0))
         usual = float(np.median(finite)) if finite.size else 0.0
-        loss = run.loss.finite if run.loss is not None else np.zeros(0)
-        rose = bool(loss.size and loss.max() > 3 * max(abs(float(loss[0])), 1e-12))
-        lost = bool(run.loss is not None and len(run.loss) and not np.isfinite(run.loss.values[-3:]).any())
+        losses = run.loss.values if run.loss is not None else np.zeros(0)
+        began = losses.size > 0 and bool(np.isfinite(losses[0]))
+        known = losses[np.isfinite(losses)]
+        rose = began and bool(known.max() > 3 * max(abs(float(losses[0])), 1e-12))
+        lost = began and not np.isfinite(losses[-3:]).any()
         worse = shape is not None and shape.last > shape.first * 0.98
         unsettled = shape is not None and not case.is_settled and shape.best < 0.8 * shape.first
         if largest > 10 * self.large and (rose or lost or worse):
@@ -55,6 +66,8 @@ class TooHigh(Rule):
         elif usual > 0.003 and (unsettled or rose) and (worse or unsettled):
             confidence = 0.7
         else:
+            return
+        if shape is not None and shape.rises_steadily and largest < self.large:
             return
         optimizer = run.optimizer
         momentum = optimizer is not None and optimizer.momentum >= 0.98
@@ -83,6 +96,7 @@ class TooLow(Rule):
     """Steps so small that the run cannot get anywhere."""
 
     codes = ("lr-too-low",)
+    needs = ("steps",)
 
     reach: float = 0.02
     """Share of their own size that the weights could have moved by all steps in one direction."""
@@ -104,12 +118,14 @@ class TooLow(Rule):
             return
         reach = float(np.mean(ratio)) * run.step
         stands = shape is not None and abs(shape.fall) < 0.1
-        if not (usual < self.usual or reach < self.reach) or not (stands or shape is None):
+        slow = usual < self.usual or reach < self.reach
+        crawls = self._crawls(case)
+        if not (slow and (stands or shape is None)) and not crawls:
             return
         yield Finding(
             "lr-too-low",
             "warning",
-            0.85 if stands and usual < self.usual else 0.6 if stands else 0.4,
+            0.85 if stands and usual < self.usual else 0.6 if slow and stands else 0.45,
             f"a step changes the weights by {usual:.1g} of their size; all {run.step} steps together "
             f"could not have moved them by more than {reach:.1g}",
             (
@@ -122,3 +138,12 @@ class TooLow(Rule):
             ),
             SOURCE,
         )
+
+    def _crawls(self, case: Case) -> bool:
+        """Whether the loss falls, steadily but so slowly that hardly anything is gained."""
+        shape, chance, val = case.loss, case.task.chance, case.run.val_loss
+        if shape is None or chance is None or shape.last < 0.85 * chance:
+            return False
+        if val is not None and val.finite.size and val.finite.min() > 0.97 * val.finite[0]:
+            return False
+        return -shape.trend > 2 * shape.trend_error and shape.fall > 0.02

@@ -17,6 +17,7 @@ class DeadUnits(Rule):
     """Units that are zero for every sample of the window."""
 
     codes = ("dead-units",)
+    needs = ("steps",)
 
     share: float = 0.5
     """Share of a layer's units that are dead. Never zero for most samples, but zero for all: a unit
@@ -78,20 +79,24 @@ class Saturated(Rule):
     """Units at the flat ends of sigmoid or tanh."""
 
     codes = ("saturated-activation",)
+    needs = ("activations",)
 
     share: float = 0.5
     """Share of a layer's outputs at the ends; at y = 0.99 the derivative of sigmoid is 0.01."""
 
+    good: float = 0.8
+    """Skill from which it does no harm."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         kinds = ("sigmoid", "tanh", "hardtanh", "hardsigmoid", "softsign")
-        sites = [s for s in case.run.sites if s.kind in kinds]
+        sites = [s for s in case.run.sites[:-1] if s.kind in kinds]  # the last may be the output
         flat = [s for s in sites if s.saturated_fraction > self.share]
-        if not flat or case.learns:
+        if not flat or (case.skill is not None and case.skill > self.good):
             return
         yield Finding(
             "saturated-activation",
-            "error" if len(flat) > len(sites) / 2 else "warning",
-            0.88,
+            "error" if len(flat) > len(sites) / 2 and not case.learns else "warning",
+            0.65 if case.learns else 0.88,
             "most outputs lie at the flat ends of their activation, where hardly any gradient passes",
             (
                 "scale inputs and initial weights down",

@@ -17,6 +17,7 @@ class NoGradient(Rule):
     """Parameters of the optimizer that no gradient reaches, or that are not the model's."""
 
     codes = ("parameters-not-updating",)
+    needs = ("steps",)
 
     min_probes: int = 4
 
@@ -31,7 +32,9 @@ class NoGradient(Rule):
             yield self._finding(
                 "none of the optimizer's parameters belong to the model: it was built before the model was "
                 "replaced or copied, and trains one that nobody uses",
-                ("make the optimizer after the model is final: optimizer = ...(model.parameters())",),
+                (
+                    "make the optimizer after the model is final: optimizer = ...(model.parameters())",
+                ),
                 0.98,
                 Measure("parameters of the optimizer that are the model's", 0, threshold=1),
             )
@@ -69,10 +72,24 @@ class NoGradient(Rule):
                 Measure("parameters forgotten", len(model.forgotten), threshold=1),
                 layers=model.forgotten,
             )
+        elif (np.nan_to_num(probes.gradients[..., ABS_MAX]) == 0).all():
+            yield self._finding(
+                "every gradient is exactly 0 in every step: the loss does not depend on the parameters "
+                "smoothly",
+                (
+                    "look between model and loss for round, argmax, sign, a comparison or a clamp: their "
+                    "derivative is 0",
+                    "check that the loss is not masked away or multiplied by 0",
+                ),
+                0.92,
+                Measure("largest gradient", 0.0, threshold=0.0),
+                layers=tuple(names),
+            )
         else:
             zero = ~missing.any(0) & (probes.gradients[..., ABS_MAX] == 0).all(0)
             silent = [
-                n for n, z, nv, layer in zip(names, zero, never, case.run.layers, strict=True)
+                n
+                for n, z, nv, layer in zip(names, zero, never, case.run.layers, strict=True)
                 if (z or nv) and layer.is_matrix and n not in (model.frozen if model else ())
             ]
             moving = len(case.run.matrices) - len(silent)
@@ -122,6 +139,7 @@ class NoUpdate(Rule):
     """A gradient that is not zero beside an update that is: lr 0, or lost to rounding."""
 
     codes = ("parameters-not-updating",)
+    needs = ("steps",)
 
     min_probes: int = 6
 
@@ -193,6 +211,7 @@ class NotZeroed(Rule):
     """Gradients that are added to those of the step before."""
 
     codes = ("gradient-accumulation",)
+    needs = ("steps",)
 
     share: float = 0.5
     """Share of the steps, at least."""

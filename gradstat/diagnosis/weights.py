@@ -19,6 +19,7 @@ class Initialization(Rule):
     """Weights that start constant, or far from the scale that keeps signals alive."""
 
     codes = ("bad-initialization",)
+    needs = ("steps",)
 
     large: float = 4.0
     """Gain (deviation times the root of the fan-in) above which a layer amplifies too much: He's is

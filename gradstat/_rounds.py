@@ -1,0 +1,56 @@
+"""Looks at a run from time to time while it trains, and tells of each cause once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from gradstat.diagnosis import Finding
+
+FIRST = 64
+"""Steps after which the first look is worth it; the next ones come after twice as many each."""
+
+MIN_CONFIDENCE = 0.6
+"""Of a cause that is told of while the run goes on."""
+
+_logger = logging.getLogger("gradstat")
+
+
+class Rounds:
+    """When to look, and what has been told.
+
+    Args:
+        every: Steps from one look to the next; 0: at `FIRST` and after twice as many steps each
+            time; None: never.
+    """
+
+    def __init__(self, every: int | None) -> None:
+        self._every = every
+        self._told: set[str] = set()
+        self.callbacks: list[Callable[[Finding], Any]] = []
+
+    def is_due(self, step: int) -> bool:
+        """Whether to look after this many finished steps."""
+        if self._every is None:
+            return False
+        if self._every == 0:
+            return step >= FIRST and step & (step - 1) == 0
+        return step % self._every == 0
+
+    def tell(self, findings: Callable[[], Iterable[Finding]]) -> None:
+        """Log and pass on the causes that are new; a look that fails is the last."""
+        try:
+            found = list(findings())
+        except Exception:  # a run that is only watched must go on
+            self._every = None
+            _logger.exception("gradstat could not look at the run and will not try again")
+            return
+        for finding in found:
+            is_cause = finding.caused_by is None and finding.severity != "info"
+            if not is_cause or finding.confidence < MIN_CONFIDENCE or finding.code in self._told:
+                continue
+            self._told.add(finding.code)
+            _logger.warning("%s", finding)
+            for callback in self.callbacks:
+                callback(finding)
