@@ -77,8 +77,9 @@ class Watched:
 
     def all_names(self, groups: Groups) -> list[str]:
         """Return the name of every parameter of the groups, watched or not."""
-        if self._model is not None:  # it may have grown since
-            self._pairs.update(_names_by_id(self._model, None))
+        if self._model is not None:  # it may have grown since; what has left both is let go
+            stays = {id(p): self._pairs[id(p)] for p in _parameters(groups) if id(p) in self._pairs}
+            self._pairs = stays | _names_by_id(self._model, None)
         names = []
         for index, group in enumerate(groups):
             own = group.get("param_names")

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from gradstat._loss_scale import OverflowCount
 from gradstat._recorder import Recorder
 from gradstat._seam import KERNEL_RULE, Seam
+from gradstat._stack import steps_under_way
 from gradstat._watched import Filter, Watched
 from gradstat.clipping.clipper import Clipper
 from gradstat.clipping.policy import Policy
@@ -21,6 +22,15 @@ from gradstat.errors import ArgumentTypeError, ArgumentValueError
 OnNonfinite = Literal["skip", "raise", "zero", "propagate"]
 Clip = Policy | Sequence[Policy] | Literal["auto"] | None
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
+
+_HOOKS = (
+    "_optimizer_step_pre_hooks",
+    "_optimizer_step_post_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+)
+"""What an optimizer lacks that does not call ``Optimizer.__init__``, as those around another do."""
 
 
 def attach(
@@ -116,13 +126,19 @@ def detach(optimizer: OptimizerT) -> OptimizerT:
     """Return the same optimizer, as it was before `attach`. Does not synchronise.
 
     Raises:
-        ArgumentValueError: gradstat is not attached to it.
+        ArgumentValueError: gradstat is not attached to it, or its step is under way.
     """
     seam = getattr(optimizer, "_gradstat_seam", None)
     if seam is None:
         raise ArgumentValueError(
-            f"optimizer must have gradstat attached, got a plain {type(optimizer).__name__}; "
-            "gradstat.attach(optimizer, model) does that"
+            f"optimizer must have gradstat attached, got a {type(optimizer).__name__} without; "
+            "gradstat.attach(optimizer, model) does that. A GradStatOptimizer gives back its "
+            "optimizer with gradstat.detach(optimizer.inner)"
+        )
+    if steps_under_way(optimizer):  # torch goes through the hooks, and must not lose one
+        raise ArgumentValueError(
+            "optimizer must not be inside its step when gradstat is detached, got a call from a "
+            "closure, a hook or a callback; detach after optimizer.step() has returned"
         )
     seam.remove()
     del optimizer.gradstat, optimizer._gradstat_seam  # type: ignore[attr-defined]
@@ -130,9 +146,9 @@ def detach(optimizer: OptimizerT) -> OptimizerT:
 
 
 def _check_optimizer(optimizer: Any) -> None:
-    if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+    if not isinstance(optimizer, Optimizer) or not all(hasattr(optimizer, n) for n in _HOOKS):
         raise ArgumentTypeError(
-            f"optimizer must be a torch.optim.Optimizer with step hooks, got "
+            f"optimizer must be a torch.optim.Optimizer with its hooks, got "
             f"{type(optimizer).__name__}; if it wraps an optimizer, attach to the one inside"
         )
     if hasattr(optimizer, "gradstat"):

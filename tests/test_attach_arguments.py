@@ -148,6 +148,14 @@ def test_what_is_no_optimizer_is_refused() -> None:
         gradstat.attach(Outer(sgd(make_model())))
 
 
+def test_an_optimizer_without_some_of_its_hooks_is_refused_untouched() -> None:
+    optimizer = sgd(make_model())
+    del optimizer._optimizer_load_state_dict_post_hooks
+    with pytest.raises(TypeError, match=r"with its hooks, got SGD; if it wraps"):
+        gradstat.attach(optimizer)
+    assert not optimizer._optimizer_step_pre_hooks
+
+
 def test_attaching_twice_and_detaching_twice_are_errors() -> None:
     optimizer = gradstat.attach(sgd(make_model()))
     with pytest.raises(ValueError, match=r"already; call gradstat.detach\(optimizer\) first"):

@@ -63,6 +63,20 @@ def test_detach_leaves_the_hooks_of_others() -> None:
     assert calls == ["before", "after"] * 2
 
 
+def test_detach_inside_a_step_is_refused() -> None:
+    model = make_model()
+    optimizer = gradstat.attach(sgd(model), model, clip="auto")
+    calls: list[int] = []
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    monitor_of(optimizer).on_step(lambda _: gradstat.detach(optimizer) and None)
+    backward(model)
+    with pytest.raises(ValueError, match=r"must not be inside its step .* detach after"):
+        optimizer.step()
+    gradstat.detach(optimizer)
+    optimizer.step()
+    assert calls == [1]
+
+
 def test_a_model_is_freed_with_its_optimizer() -> None:
     def free(attach: Any) -> bool:
         model = Freed(6, 3)
