@@ -67,7 +67,7 @@ def attach(
             policy and ``"propagate"`` without one.
         every: Record the statistics of every n-th step. Clipping and skipping happen on all.
         filter: ``filter(name, parameter)`` tells whether a parameter is measured and clipped;
-            by default all are.
+            by default all are. A skipped step skips them all.
         window: Recorded steps that are remembered.
         weights: Also record the statistics of the parameters.
         updates: Also record the statistics of each recorded step's change of the parameters, for

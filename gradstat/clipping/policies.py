@@ -257,6 +257,11 @@ class AGC(Policy):
     def __post_init__(self) -> None:
         _require_positive("AGC", "clipping", self.clipping, _published(0.01))
         _require_positive("AGC", "eps", self.eps, _published(0.001))
+        if isinstance(self.exclude, str):  # its letters would be taken for names
+            raise ArgumentValueError(
+                f"AGC: exclude must be a tuple of names, got {self.exclude!r}; use "
+                f"exclude=({self.exclude!r},)"
+            )
 
     def excludes(self, name: str) -> bool:
         """Return whether the parameter of this name is left alone."""
