@@ -56,8 +56,8 @@ def attach(
     Args:
         optimizer: Any torch optimizer. One that wraps another (SAM, Lookahead) does not skip as a
             whole: attach to the inner one.
-        model: Gives the parameters their names; without it they are those that the optimizer knows,
-            or ``group0.param3``.
+        model: Gives the parameters their names, compiled or not; without it they are those that
+            the optimizer knows, or ``group0.param3``.
         named_parameters: ``(name, parameter)`` pairs to take names from instead.
         clip: A policy, a list of policies, ``"auto"``, or `None` to clip nothing.
         on_nonfinite: What a NaN or Inf in a gradient does. ``"skip"``: parameters and optimizer
