@@ -117,7 +117,6 @@ class Seam:
         if self._loan.is_out:  # the last step raised, and somebody keeps the exception
             self._loan.forget_gradients()
             self._loan.give_back()
-            self._loan = Loan()
         self._skipped = False
         self.watched.refresh(optimizer.param_groups)
         self._parameters = self.watched.parameters(optimizer.param_groups)

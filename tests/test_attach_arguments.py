@@ -21,6 +21,7 @@ from small_training import (
 from torch import nn
 
 import gradstat
+from gradstat import _kernels
 
 # ---- every, filter, names ------------------------------------------------------------------------
 
@@ -39,6 +40,16 @@ def test_every_records_now_and_then_and_clips_always(clip: Any) -> None:
     assert list(seldom.recorded_steps) == [1, 5, 9, 13, 17, 21, 25, 29]
     assert (often.window[::4] == seldom.window).all()
     assert often.clip_rate == seldom.clip_rate
+
+
+def test_a_watcher_reads_gradients_on_recorded_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    optimizer = gradstat.attach(sgd(model), model, every=3)
+    reads: list[int] = []
+    gather = _kernels.gather
+    monkeypatch.setattr(_kernels, "gather", lambda *a, **k: reads.append(1) or gather(*a, **k))
+    train(model, optimizer, 6)
+    assert len(reads) == 2
 
 
 def test_filter_limits_measuring_and_clipping() -> None:

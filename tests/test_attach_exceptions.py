@@ -63,6 +63,21 @@ def test_detach_leaves_the_hooks_of_others() -> None:
     assert calls == ["before", "after"] * 2
 
 
+def test_detach_gives_back_what_a_kept_exception_holds() -> None:
+    model = make_model()
+    optimizer = gradstat.attach(Failing(model.parameters(), lr=0.1), model, clip="auto")
+    backward(model)
+    poison(model)
+    expected = grads(model)
+    optimizer.fails = True
+    with pytest.raises(RuntimeError) as kept:
+        optimizer.step()
+    assert model[0].weight.grad is None
+    gradstat.detach(optimizer)
+    assert same_bits(grads(model), expected)
+    del kept
+
+
 def test_detach_inside_a_step_is_refused() -> None:
     model = make_model()
     optimizer = gradstat.attach(sgd(model), model, clip="auto")
