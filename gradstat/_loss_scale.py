@@ -105,6 +105,9 @@ class OverflowCount:
         self._counted, self._on_device, self._stepped = total, None, False
         self._seen = self._scale_and_tracker()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_counted": self.total, "_on_device": None, "_scaler": None}
+
     def _total_heard(self) -> int:
         return self._counted + (int(self._on_device.item()) if self._on_device is not None else 0)
 

@@ -8,7 +8,6 @@ read after each call of it.
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -25,6 +24,7 @@ from gradstat._loss_scale import OverflowCount, amp_scalar, is_fused, makes_mome
 from gradstat._probes import Probes
 from gradstat._recorder import Recorder
 from gradstat._rounds import Rounds
+from gradstat._stack import steps_under_way
 from gradstat._warnings import warn_user
 from gradstat._watched import Watched
 from gradstat.activations import ActivationMonitor
@@ -34,9 +34,6 @@ from gradstat.errors import GradstatError, NonFiniteNormError
 from gradstat.monitor import Monitor
 
 CallableT = TypeVar("CallableT", bound=Callable[..., Any])
-
-_TORCH_STEP = Optimizer.profile_hook_step(lambda self: None).__code__
-"""The function that torch puts around every step, where it fires the hooks."""
 
 STATE_KEY = "gradstat"
 KERNEL_RULE = {
@@ -94,12 +91,16 @@ class Seam:
         self._is_phantom = False
         self._has_failed = False
         self._saved: dict[str, Any] | None = None
-        # Nobody can trace into the kernels: a compiled step calls these as they are.
-        self._before_untraced = _untraced(self._before)
-        self._after_untraced = _untraced(self._after)
+        # Nobody can trace into the kernels: a compiled step calls these as they are. Not bound, or
+        # the cycle would keep the model's memory until the garbage collector comes by.
+        self._before_untraced = _untraced(Seam._before)
+        self._after_untraced = _untraced(Seam._after)
+        after = optimizer.register_step_post_hook(self.after_step)
+        # Before the hooks of others: they find gradients as they would without gradstat.
+        optimizer._optimizer_step_post_hooks.move_to_end(after.id, last=False)  # type: ignore[attr-defined]
         self._handles = [
             optimizer.register_step_pre_hook(self.before_step),
-            optimizer.register_step_post_hook(self.after_step),
+            after,
             optimizer.register_state_dict_post_hook(self._save),
             optimizer.register_load_state_dict_pre_hook(self._before_load),
             optimizer.register_load_state_dict_post_hook(self._after_load),
@@ -118,28 +119,27 @@ class Seam:
     def before_step(self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
         """Measure now, or after the closure where there is one."""
         if torch.compiler.is_compiling():
-            return self._before_untraced(optimizer, args, kwargs, compiled=True)
+            return self._before_untraced(self, optimizer, args, kwargs, compiled=True)
         return self._before(optimizer, args, kwargs)
 
     def after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Give back what was borrowed and count the step."""
         del args, kwargs
         if torch.compiler.is_compiling():
-            self._after_untraced(optimizer)
+            self._after_untraced(self, optimizer)
         else:
             self._after(optimizer)
 
     def _before(
         self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any], compiled: bool = False
     ) -> Any:
-        self._has_nested = self._is_stepping and _is_nested(optimizer)
+        self._has_nested = self._is_stepping and steps_under_way(optimizer) > 1
         if self._has_nested:
             return None
         self._is_stepping = True
         if self._loan.is_out:  # the last step raised, and somebody keeps the exception
             self._loan.forget_gradients()
             self._loan.give_back()
-            self._loan = Loan()
         self._skipped = False
         self.watched.refresh(optimizer.param_groups)
         self._parameters = self.watched.parameters(optimizer.param_groups)
@@ -156,10 +156,10 @@ class Seam:
                 args = (args[0], measured, *args[2:])
             else:
                 kwargs = {**kwargs, "closure": measured}
-            return (args if compiled else Held.of(args, self._loan)), kwargs
+            return (args if compiled else Held.of(args, self._loan, optimizer)), kwargs
         self._handle(optimizer)
         if self._loan.is_out and not compiled:
-            return Held.of(args, self._loan), kwargs
+            return Held.of(args, self._loan, optimizer), kwargs
         return None
 
     def _begin(self, optimizer: Optimizer) -> None:
@@ -180,10 +180,10 @@ class Seam:
         return measured_closure
 
     def _after(self, optimizer: Optimizer) -> None:
-        if self._has_nested and _is_nested(optimizer):
+        if self._has_nested and steps_under_way(optimizer) > 1:
             return
         self._is_stepping = self._has_nested = False
-        self._loan.give_back()
+        self._loan.end_step()
         if self._is_phantom:
             return
         self._overflows.look()
@@ -250,7 +250,7 @@ class Seam:
             decision = out.tolist()  # waits for a CUDA device
             if decision[_kernels.OUT_SKIP]:
                 self._skipped = True
-                self._loan.set_aside(parameters)
+                self._loan.set_aside(optimizer)
                 return
             if not decision[_kernels.OUT_FINITE]:
                 self._meet_nonfinite(batch, table, decision[_kernels.OUT_NORM], overflow)
@@ -322,22 +322,6 @@ class Seam:
 def _is_host(device: torch.device) -> bool:
     """Whether a decision on this device can be read without waiting."""
     return device.type == "cpu"
-
-
-def _is_nested(optimizer: Optimizer) -> bool:
-    """Whether the step under way was called by another step of the same optimizer.
-
-    torch fires the hooks of a class that calls ``super().step()`` for each of the two. Asked only
-    where the last step has not ended: it has raised, or this one is inside it.
-    """
-    steps = 0
-    frame = inspect.currentframe()
-    while frame is not None:
-        code = frame.f_code
-        if code.co_filename == _TORCH_STEP.co_filename and code.co_name == _TORCH_STEP.co_name:
-            steps += frame.f_locals.get("self") is optimizer
-        frame = frame.f_back
-    return steps > 1
 
 
 def _untraced(function: CallableT) -> CallableT:

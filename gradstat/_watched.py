@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from gradstat.errors import ArgumentTypeError, ArgumentValueError
 
@@ -18,8 +19,10 @@ Groups = list[dict[str, Any]]
 class Watched:
     """Which parameters of an optimizer are measured, and what they are called.
 
-    A name comes from the model or the pairs, else from the optimizer (``param_names``, where it was
-    made from ``named_parameters()``), else from the place: ``group0.param3``.
+    A name comes from the model (as it is without `torch.compile` and DistributedDataParallel, so
+    that checkpoints fit with and without them) or the pairs, else from the optimizer
+    (``param_names``, where it was made from ``named_parameters()``), else from the place:
+    ``group0.param3``.
 
     Args:
         model: Gives names.
@@ -77,8 +80,9 @@ class Watched:
 
     def all_names(self, groups: Groups) -> list[str]:
         """Return the name of every parameter of the groups, watched or not."""
-        if self.model is not None:  # it may have grown since
-            self._pairs.update(_names_by_id(self.model, None))
+        if self.model is not None:  # it may have grown since; what has left both is let go
+            stays = {id(p): self._pairs[id(p)] for p in _parameters(groups) if id(p) in self._pairs}
+            self._pairs = stays | _names_by_id(self.model, None)
         names = []
         for index, group in enumerate(groups):
             own = group.get("param_names")
@@ -104,7 +108,11 @@ def _names_by_id(
     if model is not None and named_parameters is not None:
         raise ArgumentValueError("model and named_parameters must not both be given; leave one out")
     if model is not None:
-        return {id(parameter): (name, parameter) for name, parameter in model.named_parameters()}
+        inside = model
+        if isinstance(model, torch.nn.DataParallel | DistributedDataParallel):
+            inside = model.module
+        named = inside.named_parameters()
+        return {id(p): (name.replace("_orig_mod.", ""), p) for name, p in named}
     found: dict[int, tuple[str, Tensor]] = {}
     names: set[str] = set()
     for pair in named_parameters or ():

@@ -28,6 +28,13 @@ class Ring:
         self._all = self._all.to(device)
         self._rows = self._all.unbind(0)
 
+    def __getstate__(self) -> Tensor:
+        return self._all  # pickle would write all of it for every row
+
+    def __setstate__(self, state: Tensor) -> None:
+        self._all = state
+        self._rows = state.unbind(0)
+
     @property
     def data(self) -> Tensor:
         """All rows, in no order."""

@@ -69,7 +69,7 @@ class Monitor:
     is observed the last ``window`` values are kept.
 
     Numbers and arrays are read from the device: their properties wait for a CUDA device, and no
-    step does.
+    step does. A copy (`copy.deepcopy`, pickle) keeps what is known now and follows no optimizer.
     """
 
     def __init__(
@@ -466,6 +466,9 @@ class Monitor:
             )
         if window is not None and window.names == tuple(saved["names"]):
             self._recorder.refill(saved["recorded_steps"], saved["tables"], saved["decisions"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_callbacks": []}
 
     def __repr__(self) -> str:
         return (

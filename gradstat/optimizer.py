@@ -15,6 +15,7 @@ from gradstat._probes import Probes
 from gradstat._recorder import Recorder
 from gradstat._rounds import Rounds
 from gradstat._seam import KERNEL_RULE, Seam
+from gradstat._stack import steps_under_way
 from gradstat._watched import Filter, Watched
 from gradstat.activations import ActivationMonitor
 from gradstat.activations.watch import is_compiled
@@ -26,6 +27,15 @@ from gradstat.errors import ArgumentTypeError, ArgumentValueError
 OnNonfinite = Literal["skip", "raise", "zero", "propagate"]
 Clip = Policy | Sequence[Policy] | Literal["auto"] | None
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
+
+_HOOKS = (
+    "_optimizer_step_pre_hooks",
+    "_optimizer_step_post_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+)
+"""What an optimizer lacks that does not call ``Optimizer.__init__``, as those around another do."""
 
 
 def attach(
@@ -53,8 +63,8 @@ def attach(
     Args:
         optimizer: Any torch optimizer. One that wraps another (SAM, Lookahead) does not skip as a
             whole: attach to the inner one.
-        model: Gives the parameters their names; without it they are those that the optimizer knows,
-            or ``group0.param3``.
+        model: Gives the parameters their names, compiled or not; without it they are those that
+            the optimizer knows, or ``group0.param3``.
         named_parameters: ``(name, parameter)`` pairs to take names from instead.
         clip: A policy, a list of policies, ``"auto"``, or `None` to clip nothing.
         on_nonfinite: What a NaN or Inf in a gradient does. ``"skip"``: parameters and optimizer
@@ -64,7 +74,7 @@ def attach(
             policy and ``"propagate"`` without one.
         every: Record the statistics of every n-th step. Clipping and skipping happen on all.
         filter: ``filter(name, parameter)`` tells whether a parameter is measured and clipped;
-            by default all are.
+            by default all are. A skipped step skips them all.
         window: Recorded steps that are remembered.
         weights: Also record the statistics of the parameters.
         updates: Also record the statistics of each recorded step's change of the parameters, for
@@ -129,13 +139,19 @@ def detach(optimizer: OptimizerT) -> OptimizerT:
     """Return the same optimizer, as it was before `attach`. Does not synchronise.
 
     Raises:
-        ArgumentValueError: gradstat is not attached to it.
+        ArgumentValueError: gradstat is not attached to it, or its step is under way.
     """
     seam = getattr(optimizer, "_gradstat_seam", None)
     if seam is None:
         raise ArgumentValueError(
-            f"optimizer must have gradstat attached, got a plain {type(optimizer).__name__}; "
-            "gradstat.attach(optimizer, model) does that"
+            f"optimizer must have gradstat attached, got a {type(optimizer).__name__} without; "
+            "gradstat.attach(optimizer, model) does that. A GradStatOptimizer gives back its "
+            "optimizer with gradstat.detach(optimizer.inner)"
+        )
+    if steps_under_way(optimizer):  # torch goes through the hooks, and must not lose one
+        raise ArgumentValueError(
+            "optimizer must not be inside its step when gradstat is detached, got a call from a "
+            "closure, a hook or a callback; detach after optimizer.step() has returned"
         )
     seam.remove()
     del optimizer.gradstat, optimizer._gradstat_seam  # type: ignore[attr-defined]
@@ -185,9 +201,9 @@ def _rounds(optimizer: Optimizer, diagnose: bool | int | None) -> Rounds:
 
 
 def _check_optimizer(optimizer: Any) -> None:
-    if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+    if not isinstance(optimizer, Optimizer) or not all(hasattr(optimizer, n) for n in _HOOKS):
         raise ArgumentTypeError(
-            f"optimizer must be a torch.optim.Optimizer with step hooks, got "
+            f"optimizer must be a torch.optim.Optimizer with its hooks, got "
             f"{type(optimizer).__name__}; if it wraps an optimizer, attach to the one inside"
         )
     if hasattr(optimizer, "gradstat"):

@@ -38,7 +38,7 @@ class _OfInner:
 class GradStatOptimizer(Optimizer):
     """An optimizer around another one, for those who prefer a wrapper to `attach`.
 
-    Groups, state, defaults and checkpoints are the inner optimizer's. It is a real
+    Groups, state, defaults, checkpoints and further methods are the inner optimizer's. It is a real
     `torch.optim.Optimizer`, so schedulers and `GradScaler` take it; give them either the wrapper or
     the inner optimizer, not both. Synchronises as `attach` does.
 
@@ -94,6 +94,12 @@ class GradStatOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class, of an attached optimizer, or of a plain one."""
         self.inner.load_state_dict(state_dict)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what else the inner optimizer has: ``train()`` of a schedule-free one, ..."""
+        if name.startswith("_") or name == "inner":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.inner, name)
 
     def __getstate__(self) -> dict[str, Any]:
         seam: Any = self.inner._gradstat_seam  # type: ignore[attr-defined]

@@ -109,7 +109,7 @@ def test_public_functions_say_whether_they_synchronise():
 # Lowest first. A module imports from lower layers alone: neither from above nor from beside.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_native",),
-    ("errors",),
+    ("_stack", "errors"),
     ("_units",),
     (
         "_fallback",

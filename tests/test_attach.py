@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from small_training import (
     train,
     weights,
 )
+from torch import nn
 from torch.optim import lr_scheduler
 
 import gradstat
@@ -236,6 +238,18 @@ def test_a_parameter_that_is_exchanged_in_its_place_keeps_its_name() -> None:
     last = monitor_of(optimizer).last
     assert last is not None
     assert last["0.bias"].l2 == pytest.approx(3 * math.sqrt(5))
+
+
+def test_a_parameter_that_left_is_let_go() -> None:
+    model = make_model()
+    optimizer = gradstat.attach(sgd(model), model)
+    train(model, optimizer, 1)
+    storage = weakref.ref(model[2].weight.untyped_storage())
+    model[2] = nn.Linear(5, 3)
+    optimizer.param_groups[0]["params"] = list(model.parameters())
+    train(model, optimizer, 1)
+    assert storage() is None
+    assert monitor_of(optimizer).names == ("0.weight", "0.bias", "2.weight", "2.bias")
 
 
 def test_two_optimizers_over_one_model() -> None:

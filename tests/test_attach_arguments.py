@@ -21,6 +21,7 @@ from small_training import (
 from torch import nn
 
 import gradstat
+from gradstat import _kernels
 
 # ---- every, filter, names ------------------------------------------------------------------------
 
@@ -39,6 +40,16 @@ def test_every_records_now_and_then_and_clips_always(clip: Any) -> None:
     assert list(seldom.recorded_steps) == [1, 5, 9, 13, 17, 21, 25, 29]
     assert (often.window[::4] == seldom.window).all()
     assert often.clip_rate == seldom.clip_rate
+
+
+def test_a_watcher_reads_gradients_on_recorded_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    optimizer = gradstat.attach(sgd(model), model, every=3)
+    reads: list[int] = []
+    gather = _kernels.gather
+    monkeypatch.setattr(_kernels, "gather", lambda *a, **k: reads.append(1) or gather(*a, **k))
+    train(model, optimizer, 6)
+    assert len(reads) == 2
 
 
 def test_filter_limits_measuring_and_clipping() -> None:
@@ -80,6 +91,21 @@ def test_names_from_the_optimizer_and_from_pairs() -> None:
     pairs.step()
     assert monitor_of(named).names == ("0.weight", "0.bias", "2.weight", "2.bias")
     assert monitor_of(pairs).names[0] == "net.0.weight"
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, "compile", "inside"], ids=str)
+def test_names_are_those_of_the_model_inside(wrap: Any) -> None:
+    model = make_model()
+    outer: nn.Module = model
+    if wrap == "inside":
+        model[0] = torch.compile(model[0], backend="eager")  # type: ignore[call-overload]
+    elif wrap == "compile":
+        outer = torch.compile(model, backend="eager")  # type: ignore[assignment]
+    else:
+        outer = wrap(model)
+    optimizer = gradstat.attach(sgd(model), outer)
+    train(model, optimizer, 1)
+    assert monitor_of(optimizer).names == ("0.weight", "0.bias", "2.weight", "2.bias")
 
 
 # ---- arguments -----------------------------------------------------------------------------------
@@ -146,6 +172,14 @@ def test_what_is_no_optimizer_is_refused() -> None:
 
     with pytest.raises(TypeError, match=r"got Outer; if it wraps .* attach to the one inside"):
         gradstat.attach(Outer(sgd(make_model())))
+
+
+def test_an_optimizer_without_some_of_its_hooks_is_refused_untouched() -> None:
+    optimizer = sgd(make_model())
+    del optimizer._optimizer_load_state_dict_post_hooks
+    with pytest.raises(TypeError, match=r"with its hooks, got SGD; if it wraps"):
+        gradstat.attach(optimizer)
+    assert not optimizer._optimizer_step_pre_hooks
 
 
 def test_attaching_twice_and_detaching_twice_are_errors() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -240,6 +241,25 @@ def test_an_exception_in_a_later_evaluation_gives_gradients_back() -> None:
     assert None not in grads(model)
 
 
+def test_an_exception_after_a_bad_evaluation_gives_gradients_back() -> None:
+    class FailingLate(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            closure()
+            raise RuntimeError("too late")
+
+    model = make_model()
+    optimizer = FailingLate(model.parameters(), lr=0.1)
+    gradstat.attach(optimizer, model, on_nonfinite="skip")
+
+    def closure() -> None:
+        backward(model)
+        poison(model)
+
+    with contextlib.suppress(RuntimeError):
+        optimizer.step(closure)
+    assert None not in grads(model)
+
+
 def test_a_closure_finds_the_gradients_of_its_last_call() -> None:
     class Twice(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:
@@ -285,7 +305,11 @@ def test_a_compiled_step_takes_a_closure() -> None:
         return closure_for(model, optimizer, 0)()
 
     compiled = torch.compile(optimizer.step, backend="eager")
-    compiled(closure)
+    # Traced, our own part would be compiled again for every step that the window holds.
+    with torch._dynamo.config.patch(recompile_limit=4, fail_on_recompile_limit_hit=True):
+        for _ in range(6):
+            compiled(closure)
+    assert monitor_of(optimizer).step == 6
     assert monitor_of(optimizer).total_norm == pytest.approx(grad_norm(model))
     assert math.isfinite(monitor_of(optimizer).total_norm)
     torch._dynamo.reset()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -59,6 +61,58 @@ def test_detach_leaves_the_hooks_of_others() -> None:
     gradstat.detach(optimizer)
     train(model, optimizer, 1)
     assert calls == ["before", "after"] * 2
+
+
+def test_detach_gives_back_what_a_kept_exception_holds() -> None:
+    model = make_model()
+    optimizer = gradstat.attach(Failing(model.parameters(), lr=0.1), model, clip="auto")
+    backward(model)
+    poison(model)
+    expected = grads(model)
+    optimizer.fails = True
+    with pytest.raises(RuntimeError) as kept:
+        optimizer.step()
+    assert model[0].weight.grad is None
+    gradstat.detach(optimizer)
+    assert same_bits(grads(model), expected)
+    del kept
+
+
+def test_detach_inside_a_step_is_refused() -> None:
+    model = make_model()
+    optimizer = gradstat.attach(sgd(model), model, clip="auto")
+    calls: list[int] = []
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    monitor_of(optimizer).on_step(lambda _: gradstat.detach(optimizer) and None)
+    backward(model)
+    with pytest.raises(ValueError, match=r"must not be inside its step .* detach after"):
+        optimizer.step()
+    gradstat.detach(optimizer)
+    optimizer.step()
+    assert calls == [1]
+
+
+def test_a_model_is_freed_with_its_optimizer() -> None:
+    def free(attach: Any) -> bool:
+        model = Freed(6, 3)
+        optimizer = attach(sgd(model), model)
+        train(model, optimizer, 2)
+        reference = weakref.ref(model)
+        del model, optimizer
+        return reference() is None
+
+    gc.disable()
+    try:
+        free(lambda optimizer, model: optimizer)  # torch imports a lot at the first step
+        gc.collect()
+        assert free(lambda optimizer, model: gradstat.attach(optimizer, model, clip="auto"))
+        assert free(lambda optimizer, model: gradstat.GradStatOptimizer(optimizer, model=model))
+    finally:
+        gc.enable()
+
+
+class Freed(nn.Linear):
+    """A class of its own, with no cache of torch that knows it."""
 
 
 # ---- exceptions ----------------------------------------------------------------------------------
@@ -165,6 +219,32 @@ def test_an_exception_in_another_hook_gives_gradients_back() -> None:
     handle.remove()
     optimizer.step()
     assert monitor_of(optimizer).skipped_steps == 2
+
+
+def test_a_later_hook_that_changes_the_arguments_does_not_undo_a_skip() -> None:
+    model = make_model()
+    optimizer = gradstat.attach(sgd(model, momentum=0.9), model, clip="auto")
+    optimizer.register_step_pre_hook(lambda _, args, kwargs: ((args[0], None), kwargs))
+    backward(model)
+    poison(model)
+    before = grads(model), weights(model)
+    optimizer.step()
+    assert same_bits(grads(model), before[0])
+    assert same_bits(weights(model), before[1])
+    assert not optimizer.state
+
+
+def test_hooks_of_others_find_the_gradients_of_a_skipped_step() -> None:
+    model = make_model()
+    optimizer = sgd(model)
+    seen: list[Any] = []
+    optimizer.register_step_post_hook(lambda *_: seen.append(grads(model)))
+    gradstat.attach(optimizer, model, clip="auto")
+    backward(model)
+    poison(model)
+    optimizer.step()
+    assert same_bits(seen[0], grads(model))
+    assert None not in seen[0]
 
 
 def test_an_exception_in_a_callback_comes_after_everything_is_put_back() -> None:

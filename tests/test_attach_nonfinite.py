@@ -52,6 +52,45 @@ def test_skip_leaves_parameters_and_state_bit_identical(make: Any, value: float)
     assert monitor.skipped_in_a_row == 0
 
 
+def test_parameters_that_are_not_measured_are_skipped_too() -> None:
+    model, optimizer = prepared(
+        OPTIMIZERS["sgd-loop"], clip="auto", filter=lambda name, _: name == "0.weight"
+    )
+    backward(model, 3)
+    poison(model)
+    expected = grads(model), weights(model), optimizer_tensors(optimizer)
+    optimizer.step()
+    assert same_bits(grads(model), expected[0])
+    assert same_bits(weights(model), expected[1])
+    assert same_bits(optimizer_tensors(optimizer), expected[2])
+
+
+def test_what_an_optimizer_counts_in_its_groups_is_no_part_of_a_skipped_step() -> None:
+    model = make_model()
+    optimizer = CountingInGroups(model.parameters(), lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: optimizer.param_groups[0].update(lr=0.2))
+    gradstat.attach(optimizer, model, clip="auto")
+    group = optimizer.param_groups[0]
+    backward(model)
+    poison(model)
+    optimizer.step()
+    assert (group["count"], group["lr"]) == (0, 0.2)
+    train(model, optimizer, 2)
+    assert group["count"] == 2
+
+
+class CountingInGroups(torch.optim.SGD):
+    """Counts its steps in its groups, as schedule-free optimizers and optimi do."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, lr)
+        self.param_groups[0]["count"] = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.param_groups[0]["count"] += 1
+        return super().step(closure)
+
+
 def test_a_run_with_skips_equals_the_run_without_those_steps() -> None:
     model, plain_model = make_model(), make_model()
     optimizer = gradstat.attach(torch.optim.AdamW(model.parameters()), model, on_nonfinite="skip")

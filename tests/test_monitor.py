@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from small_training import (
     monitor_of,
     norm_of,
     poison,
+    sgd,
     train,
     weights,
 )
@@ -300,6 +303,29 @@ def test_callbacks_run_after_each_step_in_order() -> None:
         (name, step) for step in (1, 2, 3) for name in ("first", "second")
     ]
     assert [c[2] for c in calls if c[0] == "first"] == pytest.approx([norms[0], norms[0], norms[2]])
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda value: pickle.loads(pickle.dumps(value))}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_a_copy_keeps_what_is_known(copied: Any) -> None:
+    model = make_model()
+    scaler = torch.amp.GradScaler("cpu")
+    optimizer = gradstat.attach(sgd(model), model, clip="auto", updates=True, scaler=scaler)
+    monitor = monitor_of(optimizer)
+    monitor.on_step(lambda monitor: monitor.observe(loss=torch.ones(3)))
+    train(model, optimizer, 3)
+    twin = copied(monitor)
+    train(model, optimizer, 1, 3)
+    assert (twin.step, list(twin.recorded_steps)) == (3, [1, 2, 3])
+    np.testing.assert_array_equal(twin.window, monitor.window[:3])
+    np.testing.assert_array_equal(twin.update_ratio, monitor.update_ratio[:3])
+    assert twin.total_norm == monitor.decisions[2, 0]
+    assert 0 < twin.clip_rate <= 1
+    assert len(twin.observed("loss")) == 3
+    assert twin.state_dict()["step"] == 3
+    assert len(pickle.dumps(twin)) < 4 * 100 * 5 * 12 * 8
 
 
 def test_memory_is_bounded() -> None:

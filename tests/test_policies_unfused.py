@@ -154,5 +154,13 @@ def test_wrong_answers_of_own_policies() -> None:
     message = "Wrong.coefficient must return one number or one for each of the 2 parameters, got 3"
     with pytest.raises(gradstat.ArgumentValueError, match=message):
         stepped(Wrong(), [torch.ones(1)] * 2, [torch.ones(1)] * 2)
+
+    class Forgetful(gradstat.Policy):
+        def coefficient(self, table: Tensor) -> Tensor:
+            return None  # type: ignore[return-value]
+
+    message = "Forgetful.coefficient must return a tensor or a number, got NoneType; return 1.0"
+    with pytest.raises(gradstat.ArgumentTypeError, match=message):
+        stepped(Forgetful(), [torch.ones(1)], [torch.ones(1)])
     with pytest.raises(TypeError, match=r"^Policy must override coefficient\(table\)$"):
         stepped(gradstat.Policy(), [torch.ones(1)], [torch.ones(1)])

@@ -39,6 +39,9 @@ INVALID: dict[str, Callable[[], object]] = {
     "AGC: clipping must be positive, got 'much'; the published value is 0.01": (
         lambda: gradstat.AGC("much")  # type: ignore[arg-type]
     ),
+    "AGC: exclude must be a tuple of names, got 'head'; use exclude=('head',)": (
+        lambda: gradstat.AGC(exclude="head")  # type: ignore[arg-type]
+    ),
     'clip must be a policy or "auto", got \'automatic\'; use clip="auto"': (
         lambda: resolve("automatic")
     ),

@@ -184,6 +184,24 @@ def test_groups_state_and_defaults_are_the_inner_ones() -> None:
     assert repr(optimizer).startswith("GradStatOptimizer(SGD (")
 
 
+class TwoModes(torch.optim.SGD):
+    """Has methods of its own, as schedule-free optimizers do."""
+
+    mode = "eval"
+
+    def train(self) -> None:
+        self.mode = "train"
+
+
+def test_further_methods_are_the_inner_ones() -> None:
+    _, optimizer = wrapped(lambda p: TwoModes(p, lr=0.1))
+    optimizer.train()
+    assert optimizer.inner.mode == optimizer.mode == "train"
+    with pytest.raises(AttributeError, match="'TwoModes' object has no attribute 'eval'"):
+        optimizer.eval()
+    assert not hasattr(optimizer, "_gradstat_seam")
+
+
 def test_checkpoints_fit_attach_and_plain_optimizers() -> None:
     model, optimizer = wrapped(OPTIMIZERS["adamw-loop"], clip="auto")
     train(model, optimizer, 3)
@@ -244,5 +262,6 @@ def test_errors() -> None:
         gradstat.GradStatOptimizer(optimizer.inner)
     with pytest.raises(ValueError, match="must not have gradstat attached already"):
         gradstat.attach(optimizer)
-    with pytest.raises(ValueError, match="must have gradstat attached"):
+    with pytest.raises(ValueError, match=r"got a GradStatOptimizer .*detach\(optimizer.inner\)"):
         gradstat.detach(optimizer)
+    assert type(gradstat.detach(optimizer.inner)) is torch.optim.SGD

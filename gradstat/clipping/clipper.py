@@ -14,7 +14,7 @@ from gradstat.clipping.policies import AGC, AdaGC, PerLayer, SkipOnSpike, Value
 from gradstat.clipping.policy import FusedPolicy, Policy, policies_of
 from gradstat.clipping.units import clip_units_
 from gradstat.columns import RAW_COLUMNS
-from gradstat.errors import ArgumentValueError
+from gradstat.errors import ArgumentTypeError, ArgumentValueError
 
 _ABS_MAX = [column.name for column in RAW_COLUMNS].index("abs_max")
 
@@ -190,6 +190,9 @@ class Clipper:
         """Whether there are policies that are not fused."""
         return bool(self._after)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_clip": None}  # a copy is for reading
+
     def state_dict(self) -> dict[str, Any]:
         """Return what the policy has learnt, by parameter name where it matters."""
         return {
@@ -214,12 +217,19 @@ class Clipper:
 
 
 def _answer(policy: Policy, table: Tensor, n_tensors: int) -> Tensor:
-    answer = torch.as_tensor(policy.coefficient(table), dtype=torch.float64, device=table.device)
+    given = policy.coefficient(table)
+    try:
+        answer = torch.as_tensor(given, dtype=torch.float64, device=table.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentTypeError(
+            f"{type(policy).__name__}.coefficient must return a tensor or a number, got "
+            f"{type(given).__name__}; return 1.0 to leave the gradients as they are"
+        ) from error
     answer = answer.reshape(-1).contiguous()
     if answer.numel() not in (1, n_tensors):
         raise ArgumentValueError(
             f"{type(policy).__name__}.coefficient must return one number or one for each of the "
-            f"{n_tensors} parameters, got {answer.numel()}"
+            f"{n_tensors} parameters, got {answer.numel()}; table[:-1] has a row for each"
         )
     return answer
 

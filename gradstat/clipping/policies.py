@@ -29,6 +29,13 @@ def _require_count(owner: str, name: str, value: int, least: int, remedy: str) -
         )
 
 
+def _require_names(owner: str, name: str, value: object) -> None:
+    if isinstance(value, str):  # its letters would be taken for names
+        raise ArgumentValueError(
+            f"{owner}: {name} must be a tuple of names, got {value!r}; use {name}=({value!r},)"
+        )
+
+
 _NO_LIMIT = 'use float("inf") for no limit'
 
 
@@ -257,6 +264,7 @@ class AGC(Policy):
     def __post_init__(self) -> None:
         _require_positive("AGC", "clipping", self.clipping, _published(0.01))
         _require_positive("AGC", "eps", self.eps, _published(0.001))
+        _require_names("AGC", "exclude", self.exclude)
 
     def excludes(self, name: str) -> bool:
         """Return whether the parameter of this name is left alone."""

@@ -2,7 +2,7 @@
 
 A policy with an `opcode` runs inside the statistics kernel, on the device, with its state beside
 it (``csrc/policy.h``); the others work on the finished table or on the elements. Policies combine
-with ``|`` or in a list; each sees the norms that the ones before it leave.
+with ``|`` or in a list; each with an `opcode` sees the norms that the ones before it leave.
 """
 
 from __future__ import annotations
