@@ -166,3 +166,21 @@ def text(length: int = 24) -> Split:
 
 
 VOCABULARY = sorted(set("the a cat dog old man sees likes it. me. "))
+
+
+@functools.cache
+def ids() -> Split:
+    """Bags of ids: int64 ``[1536, 3]`` below 1000; class 1 if most of the three ids are odd, so
+    that each has to be learnt by itself."""
+    random = np.random.default_rng(3)
+    x = random.integers(0, 1000, (2048, 3))
+    return _split(x, (x % 2).mean(1).round().astype(np.int64), stratify=False)
+
+
+@functools.cache
+def parity() -> Split:
+    """All words of ten bits: ``[768, 10]`` of -1 and 1, float32 targets ``[768, 1]``: whether the
+    number of ones is odd."""
+    x = (np.arange(1024)[:, None] >> np.arange(10)) & 1
+    y = x.sum(1, keepdims=True) % 2
+    return _split((2 * x - 1).astype(np.float32), y.astype(np.float32), stratify=True)
