@@ -15,7 +15,7 @@ from zoo.rnn_data import forecast, next_character, rows
 
 @program("rnn/text/unseen-rows", operator="embedding with unseen rows", half="tuning")
 def _(watch: Watch) -> nn.Module:
-    """Of 5000 tokens that the embedding and the softmax know, fifteen are ever seen."""
+    """Of 5000 tokens that the embedding and the softmax know, sixteen are ever seen."""
     model = Recurrent(nn.GRU, 5000, 16, 5000, tokens=True, every_step=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     data = text(12).rows(slice(0, 256)).map(lambda x: 37 * x, lambda y: 37 * y)
