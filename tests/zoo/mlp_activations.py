@@ -81,7 +81,7 @@ def _(watch: Watch) -> nn.Module:
 )
 def _(watch: Watch) -> nn.Module:
     model = mlp((64, *[32] * 9, 10), nn.Sigmoid)
-    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9)
     return fit(watch, model, optimizer, cross_entropy, digits(), epochs=6)
 
 
@@ -97,7 +97,7 @@ def _(watch: Watch) -> nn.Module:
     for parameter in model.parameters():
         if parameter.dim() == 2:
             nn.init.normal_(parameter, std=0.02)
-    optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9)
     return fit(watch, model, optimizer, mse_loss, waves(), epochs=10)
 
 
@@ -116,8 +116,8 @@ class Steep(nn.Module):
 )
 def _(watch: Watch) -> nn.Module:
     model = mlp((2, 16, 16, 16, 1), Steep)
-    optimizer = SGD(model.parameters(), lr=0.01)
-    return fit(watch, model, optimizer, mse_loss, waves(), epochs=12)
+    optimizer = SGD(model.parameters(), lr=0.05)
+    return fit(watch, model, optimizer, mse_loss, waves(), epochs=14)
 
 
 @program(
@@ -131,8 +131,8 @@ def _(watch: Watch) -> nn.Module:
     model = mlp((64, 32, 32, 10), nn.Sigmoid)
     for parameter in model[:-1].parameters():
         nn.init.normal_(parameter, std=10)
-    optimizer = SGD(model.parameters(), lr=0.1)
-    return fit(watch, model, optimizer, cross_entropy, digits(), epochs=6)
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return fit(watch, model, optimizer, cross_entropy, digits(), epochs=8)
 
 
 @program(

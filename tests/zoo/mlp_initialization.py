@@ -53,7 +53,7 @@ def _(watch: Watch) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(40)
-    optimizer = SGD(model.parameters(), lr=0.01)
+    optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9)
     return fit(watch, model, optimizer, cross_entropy, digits(), epochs=8)
 
 
@@ -113,8 +113,8 @@ def _(watch: Watch) -> nn.Module:
     half="held-out",
 )
 def _(watch: Watch) -> nn.Module:
-    """The parity of ten bits has next to no gradient at a random start (Shalev-Shwartz et al.
-    2017, "Failures of gradient-based deep learning", section 2)."""
+    """The parity of four of ten bits, with next to no gradient at a random start (Shalev-Shwartz
+    et al. 2017, "Failures of gradient-based deep learning", section 2)."""
     model = mlp((10, 32, 1), nn.Tanh)
     optimizer = SGD(model.parameters(), lr=0.05)
     return fit(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.optim import SGD, Adam, AdamW
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
-from zoo.data import cancer, diabetes, digits, iris, waves, wine
+from zoo.data import cancer, diabetes, digits, waves, wine
 from zoo.models import mlp
 from zoo.program import Watch, fit, program
 
@@ -74,15 +75,24 @@ def _(watch: Watch) -> nn.Module:
 
 
 @program(
-    "mlp/iris/sgd-oscillates",
+    "mlp/digits/restarts-too-high",
     causes=("oscillating-loss", "lr-too-high"),
     operator="change learning rate",
     half="held-out",
 )
 def _(watch: Watch) -> nn.Module:
-    model = mlp((4, 16, 3), nn.Tanh)
-    optimizer = SGD(model.parameters(), lr=8)
-    return fit(watch, model, optimizer, cross_entropy, iris(), epochs=40, batch_size=16)
+    """Every 40 steps the schedule goes back to a rate that throws away what was learnt."""
+    model = mlp((64, 32, 32, 10), nn.Tanh)
+    optimizer = SGD(model.parameters(), lr=3)
+    return fit(
+        watch,
+        model,
+        optimizer,
+        cross_entropy,
+        digits(),
+        epochs=8,
+        schedule=lambda optimizer: CosineAnnealingWarmRestarts(optimizer, 40),
+    )
 
 
 @program(
