@@ -33,6 +33,18 @@ def _(watch: Watch) -> nn.Module:
 
 
 @program(
+    "autoencoder/digits/loss-maximised",
+    causes=("diverging-loss",),
+    operator="change optimisation function: it climbs",
+    half="tuning",
+)
+def _(watch: Watch) -> nn.Module:
+    model = Autoencoder((64, 48, 16))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, maximize=True)
+    return fit(watch, model, optimizer, nn.MSELoss(), standardised(), epochs=6)
+
+
+@program(
     "autoencoder/digits/sgd-lr-1e-6",
     causes=("lr-too-low",),
     operator="change learning rate",
@@ -77,7 +89,7 @@ def _(watch: Watch) -> nn.Module:
 
 
 @program(
-    "autoencoder/digits/deep-linear-gain-1.5",
+    "autoencoder/digits/deep-linear-gain-1.2",
     causes=("exploding-gradient", "bad-initialization", "lr-too-high"),
     operator="remove activation function, change weights initialisation",
     half="tuning",
@@ -86,7 +98,7 @@ def _(watch: Watch) -> nn.Module:
     model = Autoencoder((64, 48, 32, 32, 32, 16), nn.Identity)
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            nn.init.xavier_normal_(module.weight, gain=1.5)
+            nn.init.xavier_normal_(module.weight, gain=1.2)
     return descend(watch, 0.01, model)
 
 

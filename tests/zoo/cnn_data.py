@@ -130,6 +130,24 @@ def _(watch: Watch) -> nn.Module:
     return weigh(watch, ink(1.0))
 
 
+class Rounded(nn.Module):
+    """Answers whole numbers: no gradient passes the rounding."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.round()
+
+
+@program(
+    "cnn/ink/rounded-output",
+    causes=("flat-loss", "vanishing-gradient", "parameters-not-updating"),
+    operator="add activation function",
+    half="tuning",
+)
+def _(watch: Watch) -> nn.Module:
+    model = nn.Sequential(cnn(outputs=1), Rounded())
+    return fit(watch, model, sgd(model, 0.005), functional.mse_loss, ink(1.0), epochs=6)
+
+
 @program(
     "cnn/ink/targets-unscaled",
     causes=("bad-targets", "exploding-gradient"),

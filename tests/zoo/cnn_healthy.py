@@ -42,7 +42,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, nn.CrossEntropyLoss(), data, epochs=6)
 
 
-@program("cnn/digits/fine-tuning-lr-1e-4", operator="small fine-tuning rate", half="held-out")
+@program("cnn/digits/fine-tuning", operator="small fine-tuning rate", half="held-out")
 def _(watch: Watch) -> nn.Module:
     """Trained on clean digits, it adapts to less contrast by small steps; the loss falls."""
     data = digit_images()
@@ -54,18 +54,12 @@ def _(watch: Watch) -> nn.Module:
 
 @program("cnn/digits/sparse-relu", operator="very sparse but alive ReLU", half="tuning")
 def _(watch: Watch) -> nn.Module:
-    """Each hidden unit is on for about one image in twenty, and for some image always."""
-    data = digit_images()
-    with torch.no_grad():
-        width = 512
-        model = nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-            nn.Linear(128, width), nn.ReLU(), nn.Linear(width, 10),
-        )  # fmt: skip
-        before = model[:5](data.x)
-        model[4].bias -= before.quantile(0.95, dim=0)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    return fit(watch, model, optimizer, nn.CrossEntropyLoss(), data, epochs=6)
+    """Each of 256 hidden units is on for about one image in ten, and none is always off."""
+    norm = nn.BatchNorm1d(256)
+    nn.init.constant_(norm.bias, -2.0)
+    model = cnn(outputs=256).extend([norm, nn.ReLU(), nn.Linear(256, 10)])
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    return fit(watch, model, optimizer, nn.CrossEntropyLoss(), digit_images(), epochs=6)
 
 
 @program("cnn/digits/grad-scaler", operator="GradScaler's first skipped steps", half="held-out")

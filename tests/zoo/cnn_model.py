@@ -48,6 +48,20 @@ def _(watch: Watch) -> nn.Module:
 
 
 @program(
+    "cnn/digits/tanh-bias-12",
+    causes=("saturated-activation", "bad-initialization"),
+    operator="change bias initialisation",
+    half="held-out",
+)
+def _(watch: Watch) -> nn.Module:
+    """In every second channel of the third layer and in all of the fourth tanh is flat."""
+    model = tanh_layers()
+    nn.init.constant_(model[6].bias[::2], 12)
+    nn.init.constant_(model[8].bias, 12)
+    return classify(watch, model)
+
+
+@program(
     "cnn/digits/ten-sigmoid-layers",
     causes=("vanishing-gradient",),
     operator="change activation function",
@@ -72,7 +86,7 @@ def _(watch: Watch) -> nn.Module:
 
 @program(
     "cnn/digits/weights-small",
-    causes=("bad-initialization", "plateau", "vanishing-gradient"),
+    causes=("bad-initialization", "plateau", "vanishing-gradient", "dead-units"),
     operator="change weights initialisation",
     half="held-out",
 )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zoo.cnn_data import Rounded
 from zoo.data import VOCABULARY, Split, adding, digit_images, text
 from zoo.models import Recurrent
 from zoo.program import Watch, fit, program
@@ -131,6 +132,18 @@ def _(watch: Watch) -> nn.Module:
 
 
 @program(
+    "rnn/forecast/rounded-output",
+    causes=("flat-loss", "vanishing-gradient", "parameters-not-updating"),
+    operator="add activation function",
+    half="held-out",
+)
+def _(watch: Watch) -> nn.Module:
+    model = nn.Sequential(Recurrent(nn.GRU, 1, 16, 1), Rounded())
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    return fit(watch, model, optimizer, nn.MSELoss(), forecast(), epochs=8)
+
+
+@program(
     "rnn/forecast/targets-in-thousands",
     causes=("bad-targets",),
     operator="regression targets not scaled",
@@ -247,4 +260,4 @@ def _(watch: Watch) -> nn.Module:
     data = text().map(lambda x: torch.randint(0, 20_000, x.shape))
     model = Recurrent(nn.GRU, 20_000, 16, len(VOCABULARY), tokens=True, every_step=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    return fit(watch, model, optimizer, next_character, data, epochs=2)
+    return fit(watch, model, optimizer, next_character, data, epochs=3)

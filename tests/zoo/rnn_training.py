@@ -131,14 +131,14 @@ def _(watch: Watch) -> nn.Module:
 
 
 @program(
-    "rnn/adding/relu-gain-1.7",
+    "rnn/adding/relu-gain-2",
     causes=("exploding-gradient", "bad-initialization"),
     operator="change weights initialisation, remove clipping",
     half="held-out",
 )
 def _(watch: Watch) -> nn.Module:
-    model = ReluRecurrent(1.7)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    model = ReluRecurrent(2.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9)
     return fit(watch, model, optimizer, nn.MSELoss(), adding(24), epochs=3)
 
 
@@ -174,6 +174,33 @@ def _(watch: Watch) -> nn.Module:
     model = Recurrent(nn.RNN, 2, 24, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     return fit(watch, model, optimizer, nn.MSELoss(), adding(80), epochs=4)
+
+
+@program(
+    "rnn/rows/recurrent-weights-x30",
+    causes=("saturated-activation", "bad-initialization"),
+    operator="change weights initialisation",
+    half="tuning",
+)
+def _(watch: Watch) -> nn.Module:
+    model = Recurrent(nn.RNN, 8, 32, 10)
+    with torch.no_grad():
+        model.recurrent.weight_hh_l0.mul_(30)
+        model.recurrent.weight_ih_l0.mul_(30)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return fit(watch, model, optimizer, nn.CrossEntropyLoss(), rows(), epochs=6)
+
+
+@program(
+    "rnn/rows/loss-maximised",
+    causes=("diverging-loss",),
+    operator="change optimisation function: it climbs",
+    half="held-out",
+)
+def _(watch: Watch) -> nn.Module:
+    model = Recurrent(nn.GRU, 8, 32, 10)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3, maximize=True)
+    return fit(watch, model, optimizer, nn.CrossEntropyLoss(), rows(), epochs=6)
 
 
 @program(

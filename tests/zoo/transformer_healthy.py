@@ -42,7 +42,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, next_character, text(), epochs=epochs, schedule=schedule)
 
 
-@program("transformer/rows/fine-tuning-lr-5e-5", operator="small fine-tuning rate", half="tuning")
+@program("transformer/rows/fine-tuning", operator="small fine-tuning rate", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """A trained model with a small loss adapts to fainter images by small steps."""
     model = classify(NoWatch(), rows(), epochs=5)

@@ -173,7 +173,7 @@ def _(watch: Watch) -> nn.Module:
     model, data, scale = writer(), text(), 2.0**22
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     watch.attach(optimizer, model)
-    for _ in range(2):
+    for _ in range(3):
         for inputs, targets in batches(data, 32):
             with torch.autocast("cpu", dtype=torch.float16):
                 outputs = model(inputs)
