@@ -91,7 +91,7 @@ def _(watch: Watch) -> nn.Module:
 
 
 @program(
-    "transformer/rows/labels-half-random",
+    "transformer/rows/labels-mostly-random",
     causes=("bad-targets",),
     operator="change labels",
     half="held-out",

@@ -189,7 +189,7 @@ def _(watch: Watch) -> nn.Module:
 
 
 @program(
-    "transformer/rows/rate-0-group",
+    "transformer/rows/decayed-to-zero-by-step-5",
     causes=("parameters-not-updating", "lr-too-low"),
     operator="learning rate 0",
     half="tuning",
