@@ -12,7 +12,7 @@ from torch.nn.functional import (
     nll_loss,
 )
 from torch.optim import SGD, Adam, AdamW
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, LambdaLR
 
 from zoo.data import Split, cancer, diabetes, diabetes_raw, digit_images, digits, iris, waves, wine
 from zoo.models import mlp
@@ -162,3 +162,13 @@ def _(watch: Watch) -> nn.Module:
     optimizer = AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)
     data = digits().map(targets=properties)
     return fit(watch, model, optimizer, binary_cross_entropy_with_logits, data, epochs=8)
+
+
+@program("mlp/digits/healthy-restarts", operator="rate that starts again", half="tuning")
+def _(watch: Watch) -> nn.Module:
+    model = mlp((64, 32, 32, 10), nn.Tanh)
+    optimizer = Adam(model.parameters(), lr=0.005)
+    return fit(
+        watch, model, optimizer, cross_entropy, digits(), epochs=8,
+        schedule=lambda optimizer: CosineAnnealingWarmRestarts(optimizer, 40),
+    )  # fmt: skip

@@ -139,3 +139,16 @@ def _(watch: Watch) -> nn.Module:
         batch_size=16,
         max_norm=1e-5,
     )
+
+
+@program(
+    "mlp/digits/batch-of-all",
+    causes=("lr-too-low", "underfitting"),
+    operator="change batch size",
+    half="tuning",
+)
+def _(watch: Watch) -> nn.Module:
+    """A rate fit for batches of 32, with one step an epoch."""
+    model = mlp((64, 64, 32, 10))
+    optimizer = SGD(model.parameters(), lr=0.02)
+    return fit(watch, model, optimizer, cross_entropy, digits(), epochs=80, batch_size=1347)

@@ -169,3 +169,21 @@ def _(watch: Watch) -> nn.Module:
             optimizer.step()
         validate(watch, model, mse_loss, data)
     return model
+
+
+@program(
+    "mlp/waves/loss-rebuilt",
+    causes=("parameters-not-updating",),
+    operator="remove gradient path",
+    half="tuning",
+)
+def _(watch: Watch) -> nn.Module:
+    """A complaint that the loss needs no gradient was silenced by making a new tensor of it: the
+    backward pass ends there, and no parameter has a gradient."""
+    model = mlp((2, 32, 32, 1), nn.Tanh)
+    optimizer = Adam(model.parameters(), lr=5e-3)
+
+    def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+        return mse_loss(outputs, targets).detach().requires_grad_()
+
+    return fit(watch, model, optimizer, loss_fn, waves(), epochs=10)

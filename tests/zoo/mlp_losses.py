@@ -9,6 +9,7 @@ from torch.nn.functional import (
     binary_cross_entropy_with_logits,
     cross_entropy,
     mse_loss,
+    nll_loss,
 )
 from torch.optim import SGD, Adam
 
@@ -226,3 +227,29 @@ def _(watch: Watch) -> nn.Module:
         return cross_entropy(scores, targets) + 1e-4 * scores.square().sum()
 
     return fit(watch, model, optimizer, loss_fn, data, epochs=5)
+
+
+@program(
+    "mlp/wine/softmax-over-batch",
+    causes=("loss-output-mismatch",),
+    operator="change dimension of reduction",
+    half="held-out",
+)
+def _(watch: Watch) -> nn.Module:
+    """The softmax runs over the rows of the batch instead of over the classes."""
+    model = nn.Sequential(mlp((13, 32, 3)), nn.LogSoftmax(dim=0))
+    optimizer = Adam(model.parameters(), lr=3e-3)
+    return fit(watch, model, optimizer, nll_loss, wine(), epochs=25, batch_size=16)
+
+
+@program(
+    "mlp/diabetes/tanh-output",
+    causes=("loss-output-mismatch", "bad-targets", "saturated-activation"),
+    operator="add activation function",
+    half="tuning",
+)
+def _(watch: Watch) -> nn.Module:
+    """Targets from 25 to 346, outputs from -1 to 1."""
+    model = nn.Sequential(mlp((10, 32, 1)), nn.Tanh())
+    optimizer = Adam(model.parameters(), lr=3e-3)
+    return fit(watch, model, optimizer, mse_loss, diabetes_raw(), epochs=20)

@@ -209,3 +209,36 @@ def _(watch: Watch) -> nn.Module:
         loss.backward()
         optimizer.step()
     return model
+
+
+@program("mlp/digits/healthy-zero-head", operator="last layer that starts at 0", half="tuning")
+def _(watch: Watch) -> nn.Module:
+    """All answers are alike in the first step, and the body has no gradient until the second."""
+    model = mlp((64, 64, 32, 10))
+    nn.init.zeros_(model[-1].weight)
+    nn.init.zeros_(model[-1].bias)
+    optimizer = Adam(model.parameters(), lr=1e-3)
+    return fit(watch, model, optimizer, cross_entropy, digits(), epochs=8)
+
+
+@program("mlp/waves/healthy-clipped-spikes", operator="bad batches under a clip", half="held-out")
+def _(watch: Watch) -> nn.Module:
+    """One batch in fifty has targets a hundred times too large; the clip bounds what it does."""
+    model = mlp((2, 32, 32, 1), nn.Tanh)
+    optimizer = SGD(model.parameters(), lr=0.05, momentum=0.5)
+    watch.attach(optimizer, model)
+    data = waves()
+    step = 0
+    for _ in range(20):
+        for inputs, clean in batches(data, 32):
+            step += 1
+            targets = 100 * clean if step % 50 == 0 else clean
+            outputs = model(inputs)
+            loss = mse_loss(outputs, targets)
+            watch.observe(inputs=inputs, outputs=outputs, targets=targets, loss=loss)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+        validate(watch, model, mse_loss, data)
+    return model
