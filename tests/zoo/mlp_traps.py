@@ -162,7 +162,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, mse_loss, data, epochs=14)
 
 
-@program("mlp/spiral/healthy-gan", operator="generative adversarial network", half="tuning")
+@program("mlp/ring/healthy-gan", operator="generative adversarial network", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """A generator of points on a ring, against a critic: neither loss falls for long, and the
     points still end up on the ring. The generator's optimizer is watched."""
