@@ -37,15 +37,15 @@ def _(watch: Watch) -> nn.Module:
 
 
 @program(
-    "mlp/waves/adam-lr-x300",
+    "mlp/waves/adam-lr-x600",
     causes=("lr-too-high", "oscillating-loss", "saturated-activation"),
     operator="change learning rate",
     half="held-out",
 )
 def _(watch: Watch) -> nn.Module:
-    """Every step moves every weight by about 1: the tanh units saturate as a consequence."""
+    """Every step moves every weight by about 3: the tanh units saturate as a consequence."""
     model = mlp((2, 32, 32, 1), nn.Tanh)
-    optimizer = Adam(model.parameters(), lr=1)
+    optimizer = Adam(model.parameters(), lr=3)
     return fit(watch, model, optimizer, mse_loss, waves(), epochs=12)
 
 

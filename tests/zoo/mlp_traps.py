@@ -162,18 +162,18 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, mse_loss, data, epochs=14)
 
 
-@program("mlp/ring/healthy-gan", operator="generative adversarial network", half="tuning")
+@program("mlp/cloud/healthy-gan", operator="generative adversarial network", half="tuning")
 def _(watch: Watch) -> nn.Module:
-    """A generator of points on a ring, against a critic: neither loss falls for long, and the
-    points still end up on the ring. The generator's optimizer is watched."""
+    """A generator of points in a slanted cloud, against a critic: neither loss falls for long, and
+    the points still come near the cloud's mean and spread. The generator is watched."""
     generator, critic = mlp((4, 32, 32, 2)), mlp((2, 32, 32, 1), lambda: nn.LeakyReLU(0.2))
     optimizer = Adam(generator.parameters(), lr=2e-3, betas=(0.5, 0.9))
     watch.attach(optimizer, generator)
     critic_optimizer = Adam(critic.parameters(), lr=2e-3, betas=(0.5, 0.9))
+    slant, centre = torch.tensor([[1.0, 0.5], [0.0, 0.5]]), torch.tensor([2.0, -1.0])
     real, fake = torch.ones(64, 1), torch.zeros(64, 1)
     for _ in range(500):
-        angle = 6.2832 * torch.rand(64, 1)
-        points = torch.cat([angle.cos(), angle.sin()], 1) + 0.05 * torch.randn(64, 2)
+        points = torch.randn(64, 2) @ slant + centre
         noise = torch.randn(64, 4)
         critic_optimizer.zero_grad()
         loss = binary_cross_entropy_with_logits(critic(points), real)
