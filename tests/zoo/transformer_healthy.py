@@ -65,7 +65,7 @@ def _(watch: Watch) -> nn.Module:
 @program("transformer/rows/converged", operator="a converged run", half="held-out")
 def _(watch: Watch) -> nn.Module:
     """Goes on with a small rate from weights that classify nearly all images."""
-    model = classify(NoWatch(), rows(), epochs=12)
+    model = classify(NoWatch(), rows(), epochs=9)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
     return fit(watch, model, optimizer, nn.CrossEntropyLoss(), rows(), epochs=3)
 
