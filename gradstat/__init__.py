@@ -8,6 +8,7 @@ from gradstat.activations import (
     ActivationTable,
     activation_stats,
 )
+from gradstat.check import CheckReport, check
 from gradstat.clipping import (
     AGC,
     AdaGC,
@@ -35,7 +36,9 @@ from gradstat.errors import (
     NonFiniteNormError,
     UnsupportedTensorError,
 )
+from gradstat.lr_range import LrRangeResult, lr_range_test
 from gradstat.monitor import Monitor
+from gradstat.noise import NoiseScale, noise_scale
 from gradstat.optimizer import attach, detach
 from gradstat.stats import grad_stats, tensor_stats
 from gradstat.table import StatRow, StatTable
@@ -53,15 +56,18 @@ __all__ = [
     "ArgumentValueError",
     "AutoClip",
     "Chain",
+    "CheckReport",
     "Config",
     "CudaError",
     "GlobalNorm",
     "GradStatOptimizer",
     "GradstatError",
     "LayerNotFoundError",
+    "LrRangeResult",
     "MissingPackageError",
     "Monitor",
     "NativeModuleError",
+    "NoiseScale",
     "NonFiniteNormError",
     "PerLayer",
     "Policy",
@@ -73,12 +79,15 @@ __all__ = [
     "ZClip",
     "activation_stats",
     "attach",
+    "check",
     "clip_grad_norm_",
     "clip_grad_value_",
     "detach",
     "get_config",
     "get_total_norm",
     "grad_stats",
+    "lr_range_test",
+    "noise_scale",
     "show_config",
     "tensor_stats",
 ]

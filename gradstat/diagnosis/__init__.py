@@ -10,7 +10,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradstat.diagnosis import data, fit, flow, outcome, progress, rates, units, updating, weights
+from gradstat.diagnosis import (
+    data,
+    fit,
+    flow,
+    noise,
+    outcome,
+    progress,
+    rates,
+    units,
+    updating,
+    weights,
+)
 from gradstat.diagnosis.causes import rank
 from gradstat.diagnosis.evidence import Evidence
 from gradstat.diagnosis.finding import Finding
@@ -49,6 +60,7 @@ RULES: tuple[Rule, ...] = (
     outcome.RandomTargets(),
     outcome.Overfitting(),
     outcome.Underfitting(),
+    noise.BatchSize(),
 )
 
 
