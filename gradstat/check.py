@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from gradstat._inspections import (
-    Notes,
-    Trial,
-    gradients,
-    independence,
-    initial_loss,
-    standing,
-    symmetry,
-    targets,
-)
-from gradstat._one_batch import overfit
+from gradstat._inspections.loss import initial_loss, targets
+from gradstat._inspections.one_batch import overfit
+from gradstat._inspections.parameters import gradients, symmetry
+from gradstat._inspections.rows import independence
+from gradstat._inspections.standing import standing
+from gradstat._inspections.trial import Notes, Trial
 from gradstat._trial import (
     LossFn,
     Program,
@@ -133,4 +128,5 @@ def check(
         symmetry(trial, notes)
         independence(trial, notes)
         overfit(trial, task, notes, overfit_steps)
-    return CheckReport(tuple(rank(notes.findings)), tuple(notes.measures), notes.not_judged)
+    findings = rank(replace(finding, caused_by=None) for finding in notes.findings)
+    return CheckReport(tuple(findings), tuple(notes.measures), notes.not_judged)

@@ -131,7 +131,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("optimizer",),
     ("wrapper",),
     ("_inspections", "lr_range", "noise"),
-    ("_one_batch",),
     ("check",),
     ("runlog",),
     ("report",),

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from gradstat._inspections import Notes, Trial, output_range
-from gradstat.diagnosis.finding import Finding, Measure
+from gradstat._inspections.standing import output_range
+from gradstat._inspections.trial import Notes, Trial
+from gradstat.diagnosis.finding import Finding, Measure, Severity
 from gradstat.diagnosis.task import Task
 
 LRS = (1e-3, 1e-2)
@@ -55,16 +56,13 @@ def overfit(trial: Trial, task: Task, notes: Notes, steps: int) -> None:
         return
     n_parameters = sum(p.numel() for p in trial.model.parameters() if p.requires_grad)
     is_small = task.kind != "unknown" and n_parameters < task.targets.size / 2
+    severity: Severity = "warning"
+    if is_small or from_guess:
+        severity = "error" if left > 0.9 and not is_small else "info"
     notes.findings.append(
         Finding(
             "underfitting",
-            "info"
-            if is_small
-            else "error"
-            if left > 0.9 and from_guess
-            else "info"
-            if from_guess
-            else "warning",
+            severity,
             0.8 if from_guess else 0.5,
             f"not even this one batch can be learnt by heart: {left:.0%} of "
             + ("a guess's" if from_guess else "the first")
