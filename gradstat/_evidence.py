@@ -153,7 +153,14 @@ def model_facts(model: nn.Module, optimizer: Optimizer) -> ModelFacts:
         ),
         n_strangers=len(stepped - own),
         n_own=len(stepped & own),
+        dropout=max(
+            (float(getattr(m, "p", 0.0)) for m in model.modules() if _drops(m)), default=0.0
+        ),
     )
+
+
+def _drops(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.dropout._DropoutNd)
 
 
 def _real(value: Any) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
 from torch.optim import Optimizer
 
 from gradstat import _kernels
@@ -406,9 +405,9 @@ class Monitor:
     def on_finding(self, callback: Callable[[Finding], Any]) -> Callable[[Finding], Any]:
         """Call ``callback(finding)`` for each cause that is found while training, once for a code.
 
-        The run is looked at after 64, 128, 256, ... steps, or every ``diagnose`` steps that `attach`
-        was asked for. New causes also go to the logger ``gradstat``, as warnings. What the callback
-        raises comes out of ``optimizer.step()``. Does not synchronise.
+        The run is looked at after 64, 128, 256, ... steps, or every so many as `attach` was asked
+        for with ``diagnose``. New causes also go to the logger ``gradstat``, as warnings. What the
+        callback raises comes out of ``optimizer.step()``. Does not synchronise.
 
         Returns:
             ``callback``, so that this serves as a decorator.

@@ -174,6 +174,9 @@ class ModelFacts:
     n_own: int
     """Parameters of the optimizer that are the model's."""
 
+    dropout: float = 0.0
+    """Largest probability of a dropout module."""
+
 
 @dataclass(frozen=True)
 class Site:

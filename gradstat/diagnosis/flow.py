@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gradstat.diagnosis.evidence import ABS_MAX, INFS, L2, NANS, Floats
+from gradstat.diagnosis.evidence import ABS_MAX, INFS, L2, NANS, Curve, Floats
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.rule import Case, Rule, middle
 
@@ -122,6 +123,9 @@ class Nonfinite(Rule):
     lasting: float = 0.3
     """Share of the last values that are not finite: a scaler's first overflows pass."""
 
+    sudden: float = 100.0
+    """Largest loss before an Inf, over the first, below which the Inf came of itself."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
         loss = run.loss
@@ -130,7 +134,7 @@ class Nonfinite(Rule):
             bad = ~np.isfinite(loss.values)
             if bad[-max(1, len(bad) // 4) :].mean() > self.lasting or bad[-3:].all():
                 first_loss = int(loss.steps[bad.argmax()]) + 1
-                yield self._of_loss(case, first_loss, float(bad.mean()))
+                yield self._of_loss(case, loss, bad)
         counts = run.recent[..., NANS] + run.recent[..., INFS]
         bad_steps = np.nansum(counts, axis=1) > 0
         probes = run.probes.gradients
@@ -143,7 +147,7 @@ class Nonfinite(Rule):
         yield Finding(
             "nonfinite-gradient",
             "error",
-            0.9 if first_loss is None or first < first_loss else 0.75,
+            0.93 if first_loss is None or first < first_loss else 0.75,
             "gradients hold NaN or Inf"
             + (" while the loss is finite" if first_loss is None else ""),
             (
@@ -157,12 +161,20 @@ class Nonfinite(Rule):
             (first,),
         )
 
-    def _of_loss(self, case: Case, step: int, share: float) -> Finding:
+    def _of_loss(self, case: Case, loss: Curve, bad: NDArray[np.bool_]) -> Finding:
+        place = int(bad.argmax())
+        step = int(loss.steps[place]) + 1
+        share = float(bad.mean())
+        before = np.abs(loss.values[:place])
+        # A run that explodes takes some steps; log(0) and exp(1000) come out of the blue.
+        is_sudden = np.isinf(loss.values[place]) and (
+            place == 0 or before.max() < self.sudden * before[0]
+        )
         half = any(layer.epsilon > 1e-4 for layer in case.run.layers)
         return Finding(
             "nonfinite-loss",
             "error",
-            0.9,
+            0.95 if is_sudden else 0.9,
             f"the loss is NaN or Inf from step {step} on",
             (
                 "look for log(0), division by 0 and exp of large numbers in model and loss",

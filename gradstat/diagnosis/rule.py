@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradstat.diagnosis.curve import Shape, shape_of
 from gradstat.diagnosis.evidence import Batch, Evidence, Floats
@@ -57,10 +58,13 @@ class Case:
     def learns(self) -> bool | None:
         """Whether the run has clearly got somewhere; None where nothing tells.
 
-        Told by the outputs where they can be compared with targets: a third of what can be explained.
+        Told by the outputs where they can be compared with targets: a third of what there is to
+        explain.
         Else by the loss: it ends below 70 % of what a guess scores, or of where it began.
         """
         shape, chance = self.loss, self.task.chance
+        if shape is not None and chance is not None and shape.last > 1.2 * chance:
+            return False
         if self.skill is not None:
             return self.skill > 1 / 3 and self.is_settled is not False
         if shape is None:
@@ -68,19 +72,11 @@ class Case:
         return bool(self.is_settled) and shape.last < 0.7 * (chance if chance else shape.first)
 
     @cached_property
-    def early_probes(self) -> NDArrayBool:
-        """Which probes belong to the first tenth of the run, four at least."""
-        steps = self.run.probes.steps
-        return steps <= max(4, self.run.step // 10)
-
-    @cached_property
-    def late_probes(self) -> NDArrayBool:
+    def late_probes(self) -> NDArray[np.bool_]:
         """Which probes belong to the second half of the run."""
         steps = self.run.probes.steps
-        return (steps > self.run.step / 2) | (steps == steps.max(initial=0))
-
-
-NDArrayBool = np.ndarray[tuple[int], np.dtype[np.bool_]]
+        late: NDArray[np.bool_] = (steps > self.run.step / 2) | (steps == steps.max(initial=0))
+        return late
 
 
 def middle(values: Floats, axis: int | None = None) -> Floats:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from gradstat.diagnosis.evidence import ABS_MAX
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.rule import Case, Rule
@@ -45,15 +43,14 @@ class DeadUnits(Rule):
             )  # fmt: skip
 
     def _without_gradient(self, case: Case) -> tuple[str, ...]:
-        """Return weights with gradients of exactly zero in the second half, behind one that lives."""
+        """Return weights whose gradients are exactly zero, before one that lives."""
         run = case.run
         if len(run.matrices) < 2 or len(run.probes.steps) < 4:
             return ()
-        largest = run.probes.gradients[case.late_probes][:, :, ABS_MAX]
-        zero = (np.nan_to_num(largest, nan=1.0) == 0).all(0)
-        alive = (np.nan_to_num(largest) > 0).any(0)
-        names = [run.layers[i].name for i in run.matrices if zero[i]]
-        return tuple(names) if names and alive[run.matrices[-1] :].any() else ()
+        largest = run.probes.gradients[case.late_probes, :, ABS_MAX]
+        names = [run.layers[i].name for i in run.matrices if (largest[:, i] == 0).all()]
+        lives = bool((largest[:, run.matrices[-1] :] > 0).any())
+        return tuple(names) if lives else ()
 
     def _finding(
         self, case: Case, layers: tuple[str, ...], seen: Measure, confidence: float
@@ -97,7 +94,8 @@ class Saturated(Rule):
             "saturated-activation",
             "error" if len(flat) > len(sites) / 2 and not case.learns else "warning",
             0.65 if case.learns else 0.88,
-            "most outputs lie at the flat ends of their activation, where hardly any gradient passes",
+            "most outputs lie at the flat ends of their activation, where hardly any gradient "
+            "passes",
             (
                 "scale inputs and initial weights down",
                 "add normalisation layers, or use ReLU or GELU",
