@@ -31,7 +31,7 @@ from gradstat._rounds import Rounds
 from gradstat._warnings import warn_user
 from gradstat._watched import Watched
 from gradstat._window import Ring
-from gradstat.activations import ActivationMonitor
+from gradstat.activations import ActivationMonitor, ActivationTable
 from gradstat.clipping.clipper import Clipper
 from gradstat.columns import DEAD_ROWS, L2, RAW_COLUMNS
 from gradstat.diagnosis import Finding, coverage, diagnose
@@ -88,6 +88,7 @@ class Monitor:
         self._watched = watched
         self._accumulation = accumulation
         self._activations = activations
+        self._first_activations: ActivationTable | None = None
         self._clipper = clipper
         self._recorder = recorder
         self._probes = probes
@@ -351,6 +352,8 @@ class Monitor:
 
     def call_back(self) -> None:
         """Run the callbacks of `on_step`."""
+        if self._activations is not None and self.step == 1:
+            self._first_activations = self._activations.table()
         for callback in self._callbacks:
             callback(self)
 
@@ -378,6 +381,8 @@ class Monitor:
             optimizer=optimizer_facts(optimizer),
             model=model_facts(model, optimizer) if model is not None else None,
             sites=sites_of(self._activations.table()) if self._activations is not None else (),
+            first_sites=sites_of(self._first_activations) if self._first_activations else (),
+            activations_watched=self._activations is not None,
             skipped_steps=self.skipped_steps,
             accumulated_steps=self._accumulation.steps,
         )

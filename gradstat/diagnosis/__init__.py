@@ -23,6 +23,7 @@ RULES: tuple[Rule, ...] = (
     data.InputScale(),
     data.Unshuffled(),
     data.TargetScale(),
+    data.Leak(),
     data.ConstantTargets(),
     data.Imbalance(),
     fit.ProbabilitiesAsLogits(),

@@ -39,7 +39,7 @@ EXPLAINS: dict[str, Set[str]] = {
     "exploding-gradient": {"nonfinite-loss", "nonfinite-gradient", "diverging-loss", "flat-loss",
                            "oscillating-loss", "lr-too-high", "dead-units", "constant-predictions"},
     "dead-units": _OUTCOMES | {"vanishing-gradient", "sparse-gradients", "bad-targets"},
-    "saturated-activation": _OUTCOMES | {"vanishing-gradient", "bad-targets"},
+    "saturated-activation": _OUTCOMES | {"vanishing-gradient", "bad-targets", "lr-too-high"},
     "vanishing-gradient": _OUTCOMES
     | {"bad-targets", "class-imbalance", "parameters-not-updating"},
     "sparse-gradients": _OUTCOMES | {"bad-targets"},
@@ -47,7 +47,8 @@ EXPLAINS: dict[str, Set[str]] = {
     "nonfinite-gradient": {"nonfinite-loss", "diverging-loss"},
     "plateau": {"flat-loss", "constant-predictions", "bad-targets"},
     "underfitting": {"constant-predictions", "flat-loss", "plateau", "vanishing-gradient",
-                     "bad-targets"},
+                     "bad-targets", "dead-units", "sparse-gradients", "lr-too-low"},
+    "overfitting": {"bad-targets"},
     "diverging-loss": {"oscillating-loss", "overfitting"},
     "constant-predictions": {"flat-loss", "bad-targets"},
 }  # fmt: skip
@@ -56,6 +57,7 @@ vanish, which leaves the loss flat."""
 
 
 _NOTHING: Set[str] = frozenset()
+_ORDER = {code: place for place, code in enumerate(EXPLAINS)}
 
 
 def rank(findings: Iterable[Finding]) -> list[Finding]:
@@ -93,9 +95,11 @@ def _explains(cause: Finding, symptom: Finding) -> bool:
         return False
     if "info" in (cause.severity, symptom.severity):
         return False
-    mutual = cause.code in EXPLAINS.get(symptom.code, _NOTHING)
-    if mutual:
-        return cause.confidence > symptom.confidence
+    if cause.code in EXPLAINS.get(symptom.code, _NOTHING):
+        return (cause.confidence, -_ORDER[cause.code]) > (
+            symptom.confidence,
+            -_ORDER[symptom.code],
+        )
     return cause.confidence >= symptom.confidence * 2 / 3
 
 

@@ -234,6 +234,41 @@ class TargetScale(Rule):
 
 
 @dataclass(frozen=True)
+class Leak(Rule):
+    """Integer targets that are the inputs: a text that is to predict itself."""
+
+    codes = ("bad-targets",)
+    needs = ("inputs", "targets")
+
+    min_values: int = 64
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        compared = 0
+        for batch in case.run.batches:
+            if batch.inputs is None or batch.targets is None:
+                continue
+            both_integers = {"inputs", "targets"} <= batch.integers
+            count = min(batch.inputs.size, batch.targets.size)
+            inputs, targets = batch.inputs.ravel()[:count], batch.targets.ravel()[:count]
+            if not both_integers or batch.shapes["inputs"] != batch.shapes["targets"]:
+                return
+            if (inputs != targets).any():
+                return
+            compared += count
+        if compared < self.min_values:
+            return
+        yield Finding(
+            "bad-targets",
+            "error",
+            0.93,
+            "the targets are the inputs: there is nothing to predict",
+            ("shift the targets by one: inputs = tokens[:, :-1], targets = tokens[:, 1:]",),
+            (Measure("targets that equal their inputs", 1.0, "share", threshold=1.0),),
+            "definition of a language model's loss",
+        )
+
+
+@dataclass(frozen=True)
 class ConstantTargets(Rule):
     """Targets that are all the same."""
 

@@ -214,6 +214,12 @@ class Evidence:
     optimizer: OptimizerFacts | None = None
     model: ModelFacts | None = None
     sites: tuple[Site, ...] = ()
+    first_sites: tuple[Site, ...] = ()
+    """The same after the first step."""
+
+    activations_watched: bool = True
+    """Whether a model was watched for activations; without, ``sites`` is empty in any case."""
+
     skipped_steps: int = 0
     accumulated_steps: int = 0
     """Steps whose gradients had been added to those of the step before."""

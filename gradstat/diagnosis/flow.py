@@ -89,7 +89,7 @@ class Exploding(Rule):
         largest = float(np.nanmax(np.where(np.isfinite(matrices), matrices, 0), initial=0))
         spread = float(norms.max() / np.median(norms))
         if largest > self.grown:
-            confidence = min(0.93, 0.7 + 0.05 * np.log10(largest / self.grown))
+            confidence = float(min(0.95, 0.75 + 0.05 * np.log10(largest / self.grown)))
             seen = Measure("gradient over weight", largest, threshold=self.grown)
             text = f"gradients are {largest:.2g} times as large as the weights they are to correct"
         elif spread > self.spike and norms.size >= 20:
@@ -123,6 +123,9 @@ class Nonfinite(Rule):
     lasting: float = 0.3
     """Share of the last values that are not finite: a scaler's first overflows pass."""
 
+    warm_up: int = 10
+    """Values in which a scaler may look for its scale."""
+
     sudden: float = 100.0
     """Largest loss before an Inf, over the first, below which the Inf came of itself."""
 
@@ -135,6 +138,9 @@ class Nonfinite(Rule):
             if bad[-max(1, len(bad) // 4) :].mean() > self.lasting or bad[-3:].all():
                 first_loss = int(loss.steps[bad.argmax()]) + 1
                 yield self._of_loss(case, loss, bad)
+            elif bad[self.warm_up :].sum() >= 2:
+                first_loss = int(loss.steps[bad.argmax()]) + 1
+                yield self._now_and_then(first_loss, float(bad.mean()))
         counts = run.recent[..., NANS] + run.recent[..., INFS]
         bad_steps = np.nansum(counts, axis=1) > 0
         probes = run.probes.gradients
@@ -159,6 +165,21 @@ class Nonfinite(Rule):
             "IEEE 754 arithmetic",
             tuple(layer.name for layer, b in zip(run.layers, at, strict=True) if b),
             (first,),
+        )
+
+    def _now_and_then(self, step: int, share: float) -> Finding:
+        return Finding(
+            "nonfinite-loss",
+            "warning",
+            0.85,
+            f"the loss of some batches is NaN or Inf ({share:.1%} of them)",
+            (
+                "look at these batches: an empty mask or class makes a mean over nothing",
+                "divide by max(count, 1)",
+            ),
+            (Measure("share of losses not finite", share, threshold=0.0),),
+            "IEEE 754 arithmetic",
+            steps=(step,),
         )
 
     def _of_loss(self, case: Case, loss: Curve, bad: NDArray[np.bool_]) -> Finding:

@@ -60,10 +60,10 @@ class Overfitting(Rule):
     codes = ("overfitting",)
     needs = ("loss", "val_loss")
 
-    rise: float = 0.1
+    rise: float = 0.15
     """Last validation loss above its lowest, as a share of it; SageMaker Debugger asks for 10 %."""
 
-    gap: float = 2.0
+    gap: float = 1.15
     """Validation loss over training loss at the end, at least."""
 
     matters: float = 0.5
@@ -128,7 +128,7 @@ class RandomTargets(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         run, shape, chance = case.run, case.loss, case.task.chance
-        if shape is None or chance is None or chance <= 0 or case.learns:
+        if shape is None or chance is None or chance <= 0:
             return
         if len(case.task.shares) and case.task.shares[0] > 0.85:  # imbalance looks the same
             return
@@ -142,7 +142,7 @@ class RandomTargets(Rule):
         yield Finding(
             "bad-targets",
             "warning",
-            0.5,
+            0.7 if case.learns else 0.5,
             "the weights have moved far, but validation is never better than a guess: the targets "
             "seem to have nothing to do with the inputs",
             (
@@ -175,6 +175,9 @@ class Underfitting(Rule):
     left_of_numbers: float = 0.8
     """The same of numbers, which are often noisy: of scikit-learn's diabetes half is noise."""
 
+    left_with_reason: float = 0.3
+    """The same where something is seen that holds the model back."""
+
     dropout: float = 0.7
     """Probability from which dropout takes too much; 0.5 is the largest in use (1207.0580)."""
 
@@ -187,10 +190,12 @@ class Underfitting(Rule):
             return
         floor = case.task.floor
         left = (shape.last - floor) / max(chance - floor, 1e-12)
-        most = self.left if case.task.kind != "numbers" else self.left_of_numbers
-        if left < most or (case.skill is not None and case.skill > 0.6):
-            return
         reason, remedy, confidence = self._reason(case)
+        most = self.left if case.task.kind != "numbers" else self.left_of_numbers
+        if reason:
+            most = self.left_with_reason
+        if left < most or (case.skill is not None and case.skill > 0.7):
+            return
         if not reason and abs(shape.fall) < 0.03:  # that is a flat loss, whatever the reason
             return
         stalls = -shape.trend < max(2 * shape.trend_error, self.stalled * abs(shape.last))
@@ -204,6 +209,15 @@ class Underfitting(Rule):
             (*remedy, "use a larger model, or less regularisation", "train longer"),
             (Measure("loss over a guess", left, threshold=most),),
             "Goodfellow et al. 2016, Deep Learning, section 5.2",
+        )
+
+    def _is_linear(self, case: Case) -> bool:
+        run = case.run
+        if run.model is None or run.sites or len(run.matrices) < 2 or not run.activations_watched:
+            return False
+        return all(
+            name.startswith(("Linear", "Conv", "Flatten", "Identity", "Dropout", "BatchNorm"))
+            for name in run.model.modules
         )
 
     def _reason(self, case: Case) -> tuple[str, tuple[str, ...], float]:
@@ -222,6 +236,12 @@ class Underfitting(Rule):
                 f"dropout takes {p:.0%} of a layer's units",
                 (f"lower dropout from {p:g} to 0.1 ... 0.5: p is the share that is dropped",),
                 0.92,
+            )
+        if self._is_linear(case):
+            return (
+                "no activation function stands between the layers, so the model is linear",
+                ("put ReLU or GELU between the layers",),
+                0.75,
             )
         widths = [run.layers[i].shape[0] for i in run.matrices[:-1]]
         if widths and min(widths) <= 2:

@@ -138,7 +138,7 @@ class Oscillating(Rule):
     """A loss that swings to and fro by more than batches differ."""
 
     codes = ("oscillating-loss",)
-    needs = ("loss",)
+    needs = ("loss", "targets")
 
     swing: float = 0.5
     """Spread of the second half (between its deciles) over its median, at least."""
@@ -148,7 +148,7 @@ class Oscillating(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         loss, shape = case.run.loss, case.loss
-        if loss is None or shape is None or case.learns:
+        if loss is None or shape is None or case.learns or not case.is_supervised:
             return
         half = loss.finite[len(loss.finite) // 2 :]
         low, middle, high = np.quantile(half, [0.1, 0.5, 0.9])

@@ -63,7 +63,7 @@ class TooHigh(Rule):
             confidence = 0.9
         elif (usual > self.large or largest > 3 * self.large) and (rose or lost or worse):
             confidence = 0.8
-        elif usual > 0.003 and (unsettled or rose) and (worse or unsettled):
+        elif usual > 0.003 and (unsettled or (rose and worse)) and case.is_supervised:
             confidence = 0.7
         else:
             return

@@ -55,17 +55,38 @@ class Case:
         return shape.last <= shape.best + 0.1 * fall
 
     @cached_property
+    def is_supervised(self) -> bool:
+        """Whether there are targets: without them a loss need not fall for a run to be well."""
+        return bool(self.task.with_targets)
+
+    @cached_property
+    def generalises(self) -> bool:
+        """Whether the validation loss comes down and stays there.
+
+        To half of its first value, or to 70 % of what a guess scores where that is known.
+        """
+        val, chance = self.run.val_loss, self.task.chance
+        if val is None or len(val.finite) < 3:
+            return False
+        last = float(np.median(val.finite[-max(1, len(val.finite) // 5) :]))
+        low = 0.7 * chance if chance is not None else 0.5 * float(val.finite[0])
+        return bool(last < low and last < 2 * val.finite.min())
+
+    @cached_property
     def learns(self) -> bool | None:
         """Whether the run has clearly got somewhere; None where nothing tells.
 
-        Told by the outputs where they can be compared with targets: a third of what there is to
-        explain.
-        Else by the loss: it ends below 70 % of what a guess scores, or of where it began.
+        Told by the validation loss, else by the outputs where they can be compared with targets: a
+        third of what there is to explain. Else by the loss: it ends below 70 % of what a guess
+        scores, or of where it began.
         """
         shape, chance = self.loss, self.task.chance
         if shape is not None and chance is not None and shape.last > 1.2 * chance:
             return False
-        if self.skill is not None:
+        if self.generalises:
+            return True
+        # Without the loss the outputs' own scale is not known: they may be logits.
+        if self.skill is not None and (self.skill > 1 / 3 or self.task.loss is not None):
             return self.skill > 1 / 3 and self.is_settled is not False
         if shape is None:
             return None

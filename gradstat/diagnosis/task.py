@@ -251,6 +251,8 @@ def _agrees(batch: Batch, name: str, reduction: Reduction) -> bool:
         return False
     with np.errstate(all="ignore"):
         elements = LOSSES[name](outputs, targets)
+        if elements.size == 0:  # every row is ignored
+            return False
         value = elements.mean() if reduction == "mean" else elements.sum()
         allowed = LOSS_TOLERANCE * max(abs(batch.loss), 1e-3)
         if not batch.is_whole:

@@ -96,11 +96,12 @@ class NoGradient(Rule):
             )
         else:
             frozen_names = model.frozen if model is not None else ()
-            weights = [case.run.layers[i] for i in case.run.matrices]
+            weights = [case.run.layers[i].name for i in case.run.matrices]
+            reached = [not missing[:, i].all() for i in case.run.matrices]
             silent = [
-                layer.name
-                for layer, is_silent in zip(weights, never[case.run.matrices], strict=True)
-                if is_silent and layer.name not in frozen_names
+                name
+                for name, is_reached in zip(weights, reached, strict=True)
+                if not is_reached and name not in frozen_names
             ]
             if silent and len(silent) < len(weights):
                 matters = not case.learns or len(silent) >= self.many * len(weights)
