@@ -116,8 +116,6 @@ def sites_of(table: ActivationTable) -> tuple[Site, ...]:
             units=row.units,
             dead_units=row.dead_units,
             saturated_fraction=row.saturated_fraction,
-            zero_fraction=row.zero_fraction,
-            rms=row.moments.rms,
         )
         for row in table
     )

@@ -33,7 +33,7 @@ from gradstat._watched import Watched
 from gradstat._window import Ring
 from gradstat.activations import ActivationMonitor, ActivationTable
 from gradstat.clipping.clipper import Clipper
-from gradstat.columns import DEAD_ROWS, L2, RAW_COLUMNS
+from gradstat.columns import DEAD_ROWS, INFS, L2, NANS, RAW_COLUMNS
 from gradstat.diagnosis import Finding, coverage, diagnose
 from gradstat.diagnosis.evidence import Evidence
 from gradstat.errors import ArgumentValueError
@@ -374,7 +374,7 @@ class Monitor:
             layers=layers,
             probes=probes_of(self._probes.kept if fits else (), len(layers)),
             recent_steps=self.recorded_steps,
-            recent=self.window,
+            recent_nonfinite=self._recent_nonfinite(),
             decisions=self.decisions,
             curves={name: curve_of(self._observations.scalars(name)) for name in names},
             batches=tuple(batch_of(sample) for sample in self._observations.samples),
@@ -386,6 +386,13 @@ class Monitor:
             skipped_steps=self.skipped_steps,
             accumulated_steps=self._accumulation.steps,
         )
+
+    def _recent_nonfinite(self) -> NDArray[np.float64]:
+        window = self._recorder.window
+        if window is None:
+            return np.zeros((0, 0))
+        counts = window.tables.part(slice(NANS, INFS + 1))
+        return window.to_numpy(counts).sum(-1)[:, :-1]
 
     def diagnose(self) -> list[Finding]:
         """Return what is wrong with the run: the likeliest cause first, each before its symptoms.

@@ -187,8 +187,6 @@ class Site:
     units: int
     dead_units: int
     saturated_fraction: float
-    zero_fraction: float
-    rms: float
 
 
 @dataclass(frozen=True)
@@ -203,8 +201,8 @@ class Evidence:
     recent_steps: NDArray[np.int64]
     """Numbers of the last recorded steps: (w,)."""
 
-    recent: Floats
-    """Tables of their gradients: (w, layers, 12)."""
+    recent_nonfinite: Floats
+    """NaN and Inf in each gradient in those steps: (w, layers); NaN where it is missing."""
 
     decisions: Floats
     """Decisions on those steps: (w, 6), as `Monitor.decisions`."""

@@ -141,7 +141,7 @@ class Nonfinite(Rule):
             elif bad[self.warm_up :].sum() >= 2:
                 first_loss = int(loss.steps[bad.argmax()]) + 1
                 yield self._now_and_then(first_loss, float(bad.mean()))
-        counts = run.recent[..., NANS] + run.recent[..., INFS]
+        counts = run.recent_nonfinite
         bad_steps = np.nansum(counts, axis=1) > 0
         probes = run.probes.gradients
         bad_probes = np.nansum(probes[..., NANS] + probes[..., INFS], axis=1) > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from functools import cached_property
 from typing import ClassVar
@@ -100,12 +99,15 @@ class Case:
         return late
 
 
-def middle(values: Floats, axis: int | None = None) -> Floats:
-    """Return the median of the finite values; NaN where there are none."""
-    kept = np.where(np.isfinite(values), values, np.nan)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # NaN is what it is to give then
-        result: Floats = np.nanmedian(kept, axis=axis)
+def middle(values: Floats, axis: int = -1) -> Floats:
+    """Return the median of the finite values along an axis; NaN where there are none."""
+    ordered = np.sort(np.where(np.isfinite(values), values, np.nan), axis=axis)  # NaN comes last
+    count = np.isfinite(ordered).sum(axis=axis, keepdims=True)
+    if ordered.shape[axis] == 0:
+        return np.full(count.squeeze(axis).shape, np.nan)
+    low = np.take_along_axis(ordered, np.maximum(count - 1, 0) // 2, axis)
+    high = np.take_along_axis(ordered, np.minimum(count // 2, np.maximum(count - 1, 0)), axis)
+    result: Floats = ((low + high) / 2).squeeze(axis)
     return result
 
 

@@ -98,7 +98,7 @@ class Task:
     @cached_property
     def loss(self) -> Loss | None:
         """The loss function, where the observed loss agrees with one on most samples."""
-        known = [b for b in self.paired if b.loss is not None]
+        known = [b for b in self.paired if b.loss]  # 0 agrees with whatever comes to nothing
         for name in LOSSES:
             for reduction in REDUCTIONS:
                 agreed = [_agrees(batch, name, reduction) for batch in known]

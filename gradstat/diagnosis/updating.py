@@ -216,7 +216,7 @@ class NoUpdate(Rule):
                     "or use an optimizer with fp32 master weights, or stochastic rounding",
                 ),
                 (
-                    Measure("share of elements unmoved", float(middle(unmoved[:, lost])),
+                    Measure("share of elements unmoved", float(middle(unmoved[:, lost].ravel())),
                             threshold=self.lost),
                     Measure("distance from 1 to the next number",
                             max(layer.epsilon for layer in run.layers)),
