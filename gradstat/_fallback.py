@@ -12,6 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from gradstat._units import ActiveRule, UnitCounts, UnitRule
+
 (NUMEL, ZEROS, NANS, INFS, SUM, ABS_SUM, SQ_SUM, ABS_MAX, ABS_MIN, ROWS, DEAD_ROWS, L2) = range(12)
 _BINS = 256
 _EPSILON = 1e-6
@@ -69,6 +71,28 @@ def _histogram(wide: Tensor) -> Tensor:
     magnitude = wide[(wide.abs() < math.inf) & (wide != 0)].abs()
     exponent = torch.frexp(magnitude)[1] - 1
     return torch.bincount((exponent + 127).clamp(0, 255).flatten().cpu(), minlength=_BINS)
+
+
+def units(tensor: Tensor, rule: UnitRule, into: UnitCounts) -> None:
+    """Add the counts and the row of one activation to a window, both on the CPU. Synchronises.
+
+    Args:
+        tensor: Shape (units, ...).
+        rule: What counts as active, low and high.
+        into: Counts and row of the window.
+    """
+    wide = (tensor.cpu() if tensor.device.type == "mps" else tensor).detach().double()
+    low = (wide >= rule.low_from) & (wide <= rule.low_to)
+    active = {
+        ActiveRule.POSITIVE: wide > 0,
+        ActiveRule.NONZERO: (wide != 0) & ~wide.isnan(),
+        ActiveRule.NOT_LOW: ~(low | wide.isnan()),
+    }[rule.active]
+    n_units = into.counts.shape[1]
+    per_unit = [met.reshape(n_units, -1).sum(1) for met in (active, low, wide >= rule.high_from)]
+    into.counts.add_(torch.stack(per_unit).cpu())
+    into.row.copy_(merge_totals(torch.stack([into.row, _row(wide)])))
+    into.row[ROWS], into.row[DEAD_ROWS] = n_units, 0
 
 
 def merge(results: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:

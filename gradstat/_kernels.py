@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gradstat import _fallback
 from gradstat._readable import Readable, check_writable, make_readable
+from gradstat._units import UnitCounts, UnitRule, check_window, units_first
 from gradstat.errors import (
     ArgumentTypeError,
     CudaError,
@@ -387,6 +388,49 @@ def moments_and_clip(batch: Batch, table: Tensor, clip: Any) -> None:
         return
     table.copy_(moments(batch)[0])
     _native.run_clip(table, clip, batch.size)
+
+
+def units(
+    tensor: Tensor,
+    rule: UnitRule,
+    unit_dim: int,
+    into: UnitCounts | None = None,
+    *,
+    name: str = "the activation",
+) -> UnitCounts:
+    """Return the counts of each unit of an activation, and its moments, from one read.
+
+    Args:
+        tensor: Any floating-point tensor; a dense one is read where it lies, in any order of its
+            dimensions. One without dimensions is one unit.
+        rule: What counts as active, low and high.
+        unit_dim: The dimension that units are slices of.
+        into: A window to add this activation to, in place; its row may begin as zeros. `None`
+            begins one.
+        name: How an error names the tensor.
+
+    Returns:
+        ``into``, or the new window: on the tensor's device, on the CPU where that has no kernel.
+        Synchronises only there.
+
+    Raises:
+        ArgumentTypeError: It is no tensor.
+        UnsupportedTensorError: Its numbers cannot be read.
+        ArgumentValueError: It has no such dimension, or ``into`` holds another number of units.
+    """
+    view = units_first(tensor, unit_dim, name) if isinstance(tensor, Tensor) else tensor
+    batch = gather([view], name_of=lambda _: name)
+    part = batch.parts[0]
+    if into is None:
+        into = UnitCounts(
+            torch.zeros((3, len(view)), dtype=torch.int64, device=batch.device),
+            torch.zeros(NUM_COLUMNS, dtype=torch.float64, device=batch.device),
+        )
+    check_window(into, len(view), name)
+    only = part.objects[0]
+    assert only is not None
+    _fallback.units(only, rule, into)
+    return into
 
 
 def scale(batch: Batch, coefficient: Tensor, *, name_of: NameOf = describe_position) -> None:

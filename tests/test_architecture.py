@@ -110,6 +110,7 @@ def test_public_functions_say_whether_they_synchronise():
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_native",),
     ("_stack", "errors"),
+    ("_units",),
     (
         "_fallback",
         "_loan",
