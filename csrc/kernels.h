@@ -2,10 +2,12 @@
 //
 // Numerics, for every kernel and device:
 //  - A moment is taken over the finite elements; NaN and Inf are counted apart.
-//  - Sums run in double (of 16-bit values, and on CUDA: in fp32 over at most 8 neighbours, then in
-//    double). For fp64 input the squares run in three ranges (Blue 1978), so that l2 neither
-//    underflows nor overflows. Relative error of abs_sum, sq_sum and l2, and error of sum relative
-//    to abs_sum: <= 1e-6. Where abs_sum leaves the range of fp64 it is Inf, and sum may be NaN.
+//  - Sums of fp32 and 16-bit values run in fp32 over a few neighbours (on the CPU 16, pairwise; on
+//    CUDA at most 8), where those are neither so large nor so small that their squares leave the
+//    range of fp32, and in double otherwise and from there on. For fp64 input the squares run in
+//    three ranges (Blue 1978), so that l2 neither underflows nor overflows. Relative error of
+//    abs_sum, sq_sum and l2, and error of sum relative to abs_sum: <= 1e-6. Where abs_sum leaves
+//    the range of fp64 it is Inf, and sum may be NaN.
 //  - A tensor is cut into chunks by its shape alone and chunks are merged in order, so a result
 //    does not depend on the number of threads or on timing: equal input, equal bits per device.
 //  - Subnormals count in full: flush-to-zero modes of the caller are suspended.

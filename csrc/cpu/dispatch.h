@@ -26,6 +26,9 @@ extern const Kernels kKernels;
 namespace avx512 {
 extern const Kernels kKernels;
 }
+namespace avx512_bf16 {
+extern const Kernels kKernels;
+}
 namespace neon {
 extern const Kernels kKernels;
 }

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-namespace gradstat::avx512 {
+namespace gradstat::GRADSTAT_VARIANT {
 namespace {
 
 constexpr int kLanes = 16;
@@ -149,9 +149,18 @@ inline U square_add_f32(U a, U sum) {
   return _mm512_castps_si512(_mm512_fmadd_ps(value, value, _mm512_castsi512_ps(sum)));
 }
 
+#ifdef __AVX512BF16__
+#define GRADSTAT_HAS_DOT_BF16
+// sum + a[0] * b[0] + a[1] * b[1] of each 32-bit lane's bf16, in fp32; subnormals count as 0.
+inline U dot_bf16(U sum, U a, U b) {
+  return _mm512_castps_si512(_mm512_dpbf16_ps(
+      _mm512_castsi512_ps(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
+}
+#endif
+
 inline void store_exponents(uint8_t* to, U u) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_srli_epi32(u, 23)));
 }
 
 }  // namespace
-}  // namespace gradstat::avx512
+}  // namespace gradstat::GRADSTAT_VARIANT

@@ -33,7 +33,7 @@ struct Format {
 };
 const Format kFormats[] = {
     {"fp64", DType::kF64, 8, 52, 11, 1e-12},
-    {"fp32", DType::kF32, 4, 23, 8, 1e-12},
+    {"fp32", DType::kF32, 4, 23, 8, 1e-6},
     {"fp16", DType::kF16, 2, 10, 5, 1e-6},
     {"bf16", DType::kBF16, 2, 7, 8, 1e-6},
 };

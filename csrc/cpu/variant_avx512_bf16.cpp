@@ -1,0 +1,8 @@
+// The kernels compiled for avx512_bf16; CMakeLists.txt gives this file its instruction-set flags.
+#define GRADSTAT_VARIANT avx512_bf16
+#include "../moments.h"
+#include "dispatch.h"
+#include "simd_avx512.h"
+// After everything they use.
+#include "moments_body.h"
+#include "scale_body.h"
