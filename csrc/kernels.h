@@ -113,6 +113,23 @@ struct ClipRequest {
   float* found_inf;         // becomes 1 where the step is to be skipped, else 0
 };
 
+// ---- activations --------------------------------------------------------------------------------
+
+// When an element y of an activation is active. NaN never is.
+enum class ActiveRule : int { kPositive, kNonzero, kNotLow };  // y > 0, y != 0, y not low
+
+// Low is low_from <= y <= low_to, high is y >= high_from. The bounds are compared as real numbers,
+// unrounded; with a NaN among them, or low_from > low_to, no y is low (or high).
+struct UnitRule {
+  ActiveRule active;
+  double low_from;
+  double low_to;
+  double high_from;
+};
+
+// What is counted of each unit, in this order.
+enum UnitCount : int { kActive, kLow, kHigh, kNumUnitCounts };
+
 namespace cpu {
 
 // Fills table[count + 1][kNumColumns], the last row holding the totals over all tensors, and, where
@@ -131,6 +148,12 @@ void scale(const TensorRef* tensors, int64_t count, const double* coefficient, i
 
 // Clamps every element to [-limit, limit]; NaN stays. The limit is rounded to the tensor's dtype.
 void clamp(const TensorRef* tensors, int64_t count, double limit, int threads);
+
+// Adds an activation to a window. Its units are the tensor's rows: counts[kNumUnitCounts][rows]
+// counts their elements, and the moments are merged into row[kNumColumns], in which kRows becomes
+// the number of units and kDeadRows 0. A window begins as zeros. Reads the activation once.
+void units(const TensorRef& activation, const UnitRule& rule, int64_t* counts, double* row,
+           int threads);
 
 }  // namespace cpu
 
@@ -152,6 +175,13 @@ void scale(const TensorRef* tensors, int64_t count, const double* coefficient, i
            int device, void* stream);
 
 void clamp(const TensorRef* tensors, int64_t count, double limit, int device, void* stream);
+
+// Bytes of device memory that `units` needs as scratch.
+int64_t units_workspace_bytes(const TensorRef& activation);
+
+// `workspace` and `counter` as for `moments`.
+void units(const TensorRef& activation, const UnitRule& rule, int64_t* counts, double* row,
+           void* workspace, uint32_t* counter, int device, void* stream);
 
 // Number of usable devices; 0 where there is no driver. `reason` (may be null) says why it is 0.
 int device_count(const char** reason);

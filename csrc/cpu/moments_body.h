@@ -296,8 +296,8 @@ class Moments32 {
  public:
   using Element = typename Type::Element;
 
-  // Adds at most kBlock elements.
-  void add_block(const Element* from, int64_t size, uint32_t* histogram) {
+  // Adds at most kBlock elements; returns how many are NaN.
+  int64_t add_block(const Element* from, int64_t size, uint32_t* histogram) {
     Lanes32 attempt = lanes_;
     Block32 block;
     const int64_t grouped = run_groups<Type>(from, size, &attempt, &block);
@@ -308,9 +308,10 @@ class Moments32 {
       block = Block32();
       run_steps<Type, true>(from, size, &attempt, &block);
       block_max = reduce_max_u32(block.extremes.max_bits);
-      nans_ += total(block.nans);
       infs_ += total(block.infs);
     }
+    const int64_t nans = total(block.nans);
+    nans_ += nans;
     lanes_ = attempt;
     const int64_t padding = (kLanes - size % kLanes) % kLanes;
     const int64_t zeros = total(block.extremes.zeros) + block.zeros_in_groups - padding;
@@ -325,6 +326,7 @@ class Moments32 {
       count_bins(&exponents, size, low, static_cast<int>(block_max >> 23), histogram);
       if (low == 0) histogram[0] -= static_cast<uint32_t>(zeros);
     }
+    return nans;
   }
 
   void add_to(Moments* result) const {
@@ -412,7 +414,7 @@ class Moments64 {
  public:
   using Element = double;
 
-  void add_block(const double* from, int64_t size, uint32_t* histogram) {
+  int64_t add_block(const double* from, int64_t size, uint32_t* histogram) {
     constexpr int64_t kStep = kLanes / 2;
     Lanes64 attempt = lanes_;
     Block64 block;
@@ -457,6 +459,7 @@ class Moments64 {
       if (low == 0) histogram[0] -= static_cast<uint32_t>(zeros);
       if (high == 255) histogram[255] -= static_cast<uint32_t>(nans + infs);
     }
+    return nans;
   }
 
   void add_to(Moments* result) const {

@@ -5,4 +5,6 @@
 #include "simd_avx512.h"
 // After everything they use.
 #include "moments_body.h"
+#include "units_body.h"
+// Last: it lists the kernels of all three.
 #include "scale_body.h"

@@ -1,0 +1,244 @@
+// The loops of `units`, compiled per instruction set like moments_body.h, which must be included
+// first: the moments of a block, then, while it lies in the L1 cache, the counts of its units, one
+// band after the other.
+
+namespace gradstat::GRADSTAT_VARIANT {
+namespace {
+
+static_assert(kUnitColumns <= kBlock, "a row is a block");
+
+// Elements of fp32 and of 16 bits as integers in the order of their values. Where a band holds no
+// negative value, the bits themselves are as good (kOrdered false): those of negative ones, taken
+// as unsigned, lie above it.
+//
+// A band is a shift that moves its first value to the smallest signed integer, and the bound that
+// its values then lie below.
+struct Keys32 {
+  using Element = float;
+  using Vector = U;
+  using Counter = uint32_t;
+  static constexpr int64_t kStep = kLanes;
+  static constexpr float kNan = NAN;
+  struct Bounds {
+    U shift;
+    U bound;
+  };
+
+  static Bounds bounds(const UnitPass& pass) {
+    const auto from = static_cast<uint32_t>(pass.band.from);
+    const auto size = static_cast<uint32_t>(pass.band.to - pass.band.from + 1);
+    return {splat_u32(from ^ 0x80000000u), splat_u32(size ^ 0x80000000u)};
+  }
+  static U zero() { return splat_u32(0); }
+  static U load(const float* at) { return load_f32(at); }
+  static U load_counts(const uint32_t* at) { return load_f32(reinterpret_cast<const float*>(at)); }
+  static void store_counts(uint32_t* at, U counts) {
+    store_f32(reinterpret_cast<float*>(at), counts);
+  }
+  template <bool kOrdered>
+  static U count(U counts, U bits, const Bounds& bounds) {
+    const U key = kOrdered ? order_u32(bits) : bits;
+    return count_less_u32(counts, sub_u32(key, bounds.shift), bounds.bound);
+  }
+};
+
+struct Keys16 {
+  using Element = uint16_t;
+  using Vector = U;
+  using Counter = uint16_t;
+  static constexpr int64_t kStep = 2 * kLanes;
+  static constexpr uint16_t kNan = 0x7fff;
+  using Bounds = Keys32::Bounds;
+
+  static Bounds bounds(const UnitPass& pass) {
+    const auto from = static_cast<uint16_t>(pass.band.from);
+    const auto size = static_cast<uint16_t>(pass.band.to - pass.band.from + 1);
+    return {splat_u16(static_cast<uint16_t>(from ^ 0x8000u)),
+            splat_u16(static_cast<uint16_t>(size ^ 0x8000u))};
+  }
+  static U zero() { return splat_u32(0); }
+  static U load(const uint16_t* at) { return load_u16(at); }
+  static U load_counts(const uint16_t* at) { return load_u16(at); }
+  static void store_counts(uint16_t* at, U counts) {
+    store_f32(reinterpret_cast<float*>(at), counts);
+  }
+  template <bool kOrdered>
+  static U count(U counts, U bits, const Bounds& bounds) {
+    const U key = kOrdered ? order_u16(bits) : bits;
+    return count_less_u16(counts, sub_u16(key, bounds.shift), bounds.bound);
+  }
+};
+
+// fp64 is compared as it is, and counted in fp64.
+struct Keys64 {
+  using Element = double;
+  using Vector = D;
+  using Counter = double;
+  static constexpr int64_t kStep = kLanes / 2;
+  static constexpr double kNan = NAN;
+  struct Bounds {
+    D from;
+    D to;
+  };
+
+  static Bounds bounds(const UnitPass& pass) {
+    return {splat_f64(pass.from_value), splat_f64(pass.to_value)};
+  }
+  static D zero() { return splat_f64(0); }
+  static D load(const double* at) { return load_f64(at); }
+  static D load_counts(const double* at) { return load_f64(at); }
+  static void store_counts(double* at, D counts) { store_f64(at, counts); }
+  template <bool kOrdered>
+  static D count(D counts, D values, const Bounds& bounds) {
+    return count_within_f64(counts, values, bounds.from, bounds.to);
+  }
+};
+
+// The last n < kStep elements, and NaN beyond, which no band holds.
+template <class Keys>
+inline typename Keys::Vector load_tail(const typename Keys::Element* at, int64_t n) {
+  typename Keys::Element tail[Keys::kStep];
+  for (int64_t i = 0; i < Keys::kStep; ++i) tail[i] = Keys::kNan;
+  memcpy(tail, at, static_cast<size_t>(n) * sizeof *at);
+  return Keys::load(tail);
+}
+
+// How many of n elements, at most a block, lie in a band.
+template <class Keys, bool kOrdered>
+inline int64_t count_run(const typename Keys::Element* at, int64_t n,
+                         const typename Keys::Bounds& bounds) {
+  auto counts = Keys::zero();
+  int64_t i = 0;
+  for (; i + Keys::kStep <= n; i += Keys::kStep) {
+    counts = Keys::template count<kOrdered>(counts, Keys::load(at + i), bounds);
+  }
+  if (i < n)
+    counts = Keys::template count<kOrdered>(counts, load_tail<Keys>(at + i, n - i), bounds);
+  typename Keys::Counter lanes[Keys::kStep];
+  Keys::store_counts(lanes, counts);
+  int64_t total = 0;
+  for (int64_t lane = 0; lane < Keys::kStep; ++lane) total += static_cast<int64_t>(lanes[lane]);
+  return total;
+}
+
+// Adds 1 to the counter of each of n columns whose element lies in a band.
+template <class Keys, bool kOrdered>
+inline void count_columns(const typename Keys::Element* at, int64_t n,
+                          const typename Keys::Bounds& bounds, typename Keys::Counter* counters) {
+  int64_t i = 0;
+  for (; i + Keys::kStep <= n; i += Keys::kStep) {
+    const auto counts = Keys::load_counts(counters + i);
+    Keys::store_counts(counters + i,
+                       Keys::template count<kOrdered>(counts, Keys::load(at + i), bounds));
+  }
+  if (i == n) return;
+  const auto counts = Keys::load_counts(counters + i);
+  Keys::store_counts(
+      counters + i, Keys::template count<kOrdered>(counts, load_tail<Keys>(at + i, n - i), bounds));
+}
+
+// Calls take(unit, offset, size) for the runs of one unit each that n elements from `begin` on
+// consist of.
+template <class Take>
+inline void for_each_run(const UnitTask& task, int64_t begin, int64_t n, const Take& take) {
+  int64_t unit = begin / task.run % task.units;
+  int64_t left = task.run - begin % task.run;
+  for (int64_t offset = 0; offset < n;) {
+    const int64_t size = left < n - offset ? left : n - offset;
+    take(unit, offset, size);
+    offset += size;
+    left = task.run;
+    if (++unit == task.units) unit = 0;
+  }
+}
+
+inline void add_counts(const UnitTask& task, const UnitPass& pass, int64_t unit, int64_t count) {
+  for (int what = 0; what < kNumUnitCounts; ++what) {
+    if (pass.sign[what] != 0) task.counts[what * task.units + unit] += pass.sign[what] * count;
+  }
+}
+
+inline bool is_nan(float value, int64_t) { return value != value; }
+inline bool is_nan(double value, int64_t) { return value != value; }
+inline bool is_nan(uint16_t bits, int64_t infinity) { return (bits & 0x7fff) > infinity; }
+
+// NaN are in no band and so outside of each, but not active.
+template <class Element>
+inline void take_off_nans(const UnitTask& task, int64_t begin, const Element* at, int64_t n) {
+  for_each_run(task, begin, n, [&](int64_t unit, int64_t offset, int64_t size) {
+    for (int64_t i = offset; i < offset + size; ++i) {
+      task.counts[kActive * task.units + unit] -= is_nan(at[i], task.infinity);
+    }
+  });
+}
+
+// Adds the counters of n columns from `column` on to the units' counts.
+template <class Counter>
+inline void fold_columns(const UnitTask& task, const UnitPass& pass, int64_t column, int64_t n,
+                         const Counter* counters) {
+  for (int what = 0; what < kNumUnitCounts; ++what) {
+    if (pass.sign[what] == 0) continue;
+    int64_t* counts = task.counts + what * task.units;
+    if (task.run == 1) {
+      for (int64_t done = 0; done < n;) {
+        const int64_t unit = (column + done) % task.units;
+        const int64_t size = task.units - unit < n - done ? task.units - unit : n - done;
+        for (int64_t i = 0; i < size; ++i) {
+          counts[unit + i] += pass.sign[what] * static_cast<int64_t>(counters[done + i]);
+        }
+        done += size;
+      }
+      continue;
+    }
+    for_each_run(task, column, n, [&](int64_t unit, int64_t offset, int64_t size) {
+      int64_t sum = 0;
+      for (int64_t i = offset; i < offset + size; ++i) sum += static_cast<int64_t>(counters[i]);
+      counts[unit] += pass.sign[what] * sum;
+    });
+  }
+}
+
+template <class Keys, class OfChunk>
+void units_of(const UnitTask& task, const UnitChunk& chunk, Moments* result) {
+  using Element = typename Keys::Element;
+  const auto* data = static_cast<const Element*>(task.data);
+  typename Keys::Bounds bounds[kMaxUnitPasses];
+  alignas(64) typename Keys::Counter counters[kMaxUnitPasses][kUnitColumns + Keys::kStep];
+  for (int i = 0; i < task.n_passes; ++i) {
+    bounds[i] = Keys::bounds(task.pass[i]);
+    if (!task.plan.by_runs) memset(counters[i], 0, sizeof counters[i]);
+  }
+  OfChunk moments;
+  for (int64_t row = 0; row < chunk.rows; ++row) {
+    const int64_t begin = chunk.begin + row * task.plan.stride;
+    const int64_t left = task.numel - begin;
+    const int64_t n = chunk.columns < left ? chunk.columns : left;
+    const Element* at = data + begin;
+    const int64_t nans = moments.add_block(at, n, nullptr);
+    if (nans > 0 && task.active_outside) take_off_nans(task, begin, at, n);
+    for (int i = 0; i < task.n_passes; ++i) {
+      const UnitPass& pass = task.pass[i];
+      const bool ordered = pass.band.from < 0;
+      if (task.plan.by_runs) {
+        for_each_run(task, begin, n, [&](int64_t unit, int64_t offset, int64_t size) {
+          add_counts(task, pass, unit,
+                     ordered ? count_run<Keys, true>(at + offset, size, bounds[i])
+                             : count_run<Keys, false>(at + offset, size, bounds[i]));
+        });
+      } else if (ordered) {
+        count_columns<Keys, true>(at, n, bounds[i], counters[i]);
+      } else {
+        count_columns<Keys, false>(at, n, bounds[i], counters[i]);
+      }
+    }
+  }
+  if (!task.plan.by_runs) {
+    for (int i = 0; i < task.n_passes; ++i) {
+      fold_columns(task, task.pass[i], chunk.column, chunk.columns, counters[i]);
+    }
+  }
+  moments.add_to(result);
+}
+
+}  // namespace
+}  // namespace gradstat::GRADSTAT_VARIANT
