@@ -28,9 +28,10 @@ struct UnitTask {
   UnitPlan plan;
   UnitPass pass[kMaxUnitPasses];
   int n_passes;
-  bool active_outside;  // NaN are to be taken off the active ones
-  int64_t infinity;     // its place in the order of values
-  int64_t* counts;      // [kNumUnitCounts][units]
+  // By UnitCount: counted are all elements, less those of a band, and so less the NaN too.
+  bool is_outside[kNumUnitCounts];
+  int64_t infinity;  // its place in the order of values
+  int64_t* counts;   // [kNumUnitCounts][units]
 };
 
 // One variant: each entry handles a contiguous run of n elements, indexed by DType.

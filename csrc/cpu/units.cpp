@@ -12,11 +12,27 @@
 namespace gradstat::cpu {
 namespace {
 
-void add_pass(const Format& format, const Band& band, UnitCount what, int sign, UnitTask* task) {
+// Counts a band, or what is outside of it, as `what`. A band that is counted already is not counted
+// again.
+void add_pass(const Format& format, Band band, bool outside, UnitCount what, UnitTask* task) {
+  const int64_t infinity = infinity_key(format);
+  if (band.from == -1 - infinity && band.to >= 0 && band.to < infinity) {
+    // The values above are told in one comparison.
+    band = {band.to + 1, infinity};
+    outside = !outside;
+  }
+  task->is_outside[what] = outside;
   if (band.to < band.from) return;
-  UnitPass* pass = &task->pass[task->n_passes++];
-  *pass = {band, value_of_key(format, band.from), value_of_key(format, band.to), {0, 0, 0}};
-  pass->sign[what] = sign;
+  int i = 0;
+  while (i < task->n_passes &&
+         (task->pass[i].band.from != band.from || task->pass[i].band.to != band.to)) {
+    ++i;
+  }
+  if (i == task->n_passes) {
+    ++task->n_passes;
+    task->pass[i] = {band, value_of_key(format, band.from), value_of_key(format, band.to), {}};
+  }
+  task->pass[i].sign[what] = outside ? -1 : 1;
 }
 
 UnitTask plan_task(const TensorRef& activation, const UnitRule& rule) {
@@ -28,15 +44,10 @@ UnitTask plan_task(const TensorRef& activation, const UnitRule& rule) {
   task.units = activation.rows;
   task.run = activation.run;
   task.plan = plan_units(activation);
-  task.active_outside = bands.active_outside;
   task.infinity = bands.numbers.to;
-  add_pass(format, bands.low, kLow, 1, &task);
-  if (rule.active == ActiveRule::kNotLow) {
-    if (task.n_passes > 0) task.pass[0].sign[kActive] = -1;
-  } else {
-    add_pass(format, bands.active, kActive, bands.active_outside ? -1 : 1, &task);
-  }
-  add_pass(format, bands.high, kHigh, 1, &task);
+  add_pass(format, bands.active, bands.active_outside, kActive, &task);
+  add_pass(format, bands.low, false, kLow, &task);
+  add_pass(format, bands.high, false, kHigh, &task);
   return task;
 }
 
@@ -56,7 +67,8 @@ void units(const TensorRef& activation, const UnitRule& rule, int64_t* counts, d
   if (activation.numel <= kSerialElements) threads = 1;
   const std::unique_ptr<Moments[]> results(new Moments[static_cast<size_t>(chunks)]);
   const auto n_counts = static_cast<size_t>(kNumUnitCounts * task.units);
-  parallel_for(chunks, chunks / (kPieces * threads) + 1, threads, [&](int64_t begin, int64_t end) {
+  const int64_t pieces = threads > 1 ? kPieces * threads : 1;
+  parallel_for(chunks, chunks / pieces + 1, threads, [&](int64_t begin, int64_t end) {
     std::vector<int64_t> of_piece(n_counts);
     UnitTask piece = task;
     piece.counts = of_piece.data();
@@ -70,10 +82,11 @@ void units(const TensorRef& activation, const UnitRule& rule, int64_t* counts, d
       if (of_piece[i] != 0) __atomic_fetch_add(&counts[i], of_piece[i], __ATOMIC_RELAXED);
     }
   });
-  if (task.active_outside && task.units > 0) {
-    // What was taken off so far are the elements that are not active.
+  for (int what = 0; what < kNumUnitCounts; ++what) {
+    if (!task.is_outside[what] || task.units == 0) continue;
+    // What was added so far is less than 0: the elements that do not count.
     const int64_t all = activation.numel / task.units;
-    for (int64_t unit = 0; unit < task.units; ++unit) counts[kActive * task.units + unit] += all;
+    for (int64_t unit = 0; unit < task.units; ++unit) counts[what * task.units + unit] += all;
   }
   Moments total = empty_moments();
   for (int64_t i = 0; i < chunks; ++i) merge(&total, results[static_cast<size_t>(i)]);
