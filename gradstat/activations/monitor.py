@@ -102,7 +102,8 @@ class ActivationMonitor:
             )
         self._handles = [
             model.register_forward_pre_hook(_Hook(self._before)),
-            model.register_forward_hook(_Hook(self._after), always_call=True),
+            # Of two monitors the one that began last ends first.
+            model.register_forward_hook(_Hook(self._after), prepend=True, always_call=True),
         ]
 
     # ---- what the training script calls ----------------------------------------------------------

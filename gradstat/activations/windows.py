@@ -84,7 +84,6 @@ class Windows:
                 units,
             ):
                 site = _Site(call.kind, call.bounds, units, call.weight)
-                self._sites[call.name] = site
             half, device = site.newer, call.output.device
             half.by_device[device] = _kernels.units(
                 call.output,
@@ -94,6 +93,7 @@ class Windows:
                 name=call.name,
             )
             half.positions += call.positions
+            self._sites[call.name] = site
 
     def table(self) -> ActivationTable:
         """Return what both halves hold. Does not synchronise."""
