@@ -365,6 +365,20 @@ def test_copies_of_a_watched_model_are_plain_ones():
     assert b"gradstat" not in pickle.dumps(nn.Sequential(nn.ReLU())) + stream.getvalue()
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_of_a_monitor_keeps_its_table_and_watches_nothing(copied):
+    model = make_model()
+    monitor = gradstat.ActivationMonitor(model, every=1)
+    model(batch(0))
+    twin, table = copied(monitor), copied(monitor.table())
+    model(batch(1))
+    twin.step()
+    twin.remove()
+    assert samples(twin) == {row.name: row.samples for row in table} == dict.fromkeys(SITES, 10)
+    assert samples(monitor) == dict.fromkeys(SITES, 20)
+    assert [row.kind for row in table] == [row.kind for row in monitor.table()]
+
+
 # ---- errors -------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -136,6 +137,18 @@ def test_dead_rows_are_the_fewest_of_any_step():
         optimizer.step()
     assert monitor.dead_rows[0] == 2
     assert math.isnan(monitor.dead_rows[1])
+
+
+def test_a_copy_of_the_monitor_keeps_what_is_known():
+    model = make_model()
+    optimizer = gradstat.attach(
+        torch.optim.SGD(model.parameters(), lr=0.1), model, activations=True
+    )
+    model(batch(0)).sum().backward()
+    optimizer.step()
+    twin = copy.deepcopy(optimizer.gradstat)  # type: ignore[attr-defined]
+    assert twin.dead_units == optimizer.gradstat.dead_units  # type: ignore[attr-defined]
+    assert len(twin.dead_units) == len(SITES)
 
 
 def test_without_asking_there_are_no_activations():
