@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import gradstat
+
 
 class Block(nn.Module):
     """Calls a module twice, a function twice, a method and an in-place function."""
@@ -81,6 +83,10 @@ def hook_state(model: nn.Module) -> list[Any]:
         for key, value in sorted(vars(module).items())
         if "hook" in key or key in ("_compiled_call_impl", "forward", "training")
     ]
+
+
+def samples(monitor: gradstat.ActivationMonitor) -> dict[str, int]:
+    return {row.name: row.samples for row in monitor.table()}
 
 
 def mode_stack() -> int:
