@@ -2,6 +2,12 @@
 
 from importlib import metadata as _metadata
 
+from gradstat.activations import (
+    ActivationMonitor,
+    ActivationStats,
+    ActivationTable,
+    activation_stats,
+)
 from gradstat.clipping import (
     AGC,
     AdaGC,
@@ -39,6 +45,9 @@ __version__ = _metadata.version("gradstat")
 
 __all__ = [
     "AGC",
+    "ActivationMonitor",
+    "ActivationStats",
+    "ActivationTable",
     "AdaGC",
     "ArgumentTypeError",
     "ArgumentValueError",
@@ -62,6 +71,7 @@ __all__ = [
     "UnsupportedTensorError",
     "Value",
     "ZClip",
+    "activation_stats",
     "attach",
     "clip_grad_norm_",
     "clip_grad_value_",

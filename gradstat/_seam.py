@@ -23,6 +23,7 @@ from gradstat._recorder import Recorder
 from gradstat._stack import steps_under_way
 from gradstat._warnings import warn_user
 from gradstat._watched import Watched
+from gradstat.activations import ActivationMonitor
 from gradstat.clipping.clipper import Clipper
 from gradstat.columns import INFS, NANS
 from gradstat.errors import GradstatError, NonFiniteNormError
@@ -52,10 +53,12 @@ class Seam:
         recorder: Recorder,
         overflows: OverflowCount,
         on_nonfinite: str,
+        activations: ActivationMonitor | None,
     ) -> None:
         self.watched = watched
         self.alarms = Alarms()
-        self.monitor = Monitor(clipper, recorder, overflows)
+        self.monitor = Monitor(clipper, recorder, overflows, activations)
+        self._activations = activations
         self._clipper = clipper
         self._recorder = recorder
         self._overflows = overflows
@@ -90,6 +93,8 @@ class Seam:
         self._loan.give_back()
         for handle in self._handles:
             handle.remove()
+        if self._activations is not None:
+            self._activations.remove()
 
     # ---- the step --------------------------------------------------------------------------------
 
@@ -159,6 +164,8 @@ class Seam:
         recorder = self._recorder
         recorder.finish(self._parameters)
         self._parameters = []
+        if self._activations is not None:
+            self._activations.step()
         if self._clipper.may_skip:
             self.alarms.look_at_skips(recorder.step, self._skipped, self._clipper.state)
         if recorder.is_recording and recorder.window is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,12 +17,30 @@ from gradstat._observations import Observation, Observations
 from gradstat._recorder import Recorder
 from gradstat._warnings import warn_user
 from gradstat._window import Ring
+from gradstat.activations import ActivationMonitor
 from gradstat.clipping.clipper import Clipper
-from gradstat.columns import L2, RAW_COLUMNS
+from gradstat.columns import DEAD_ROWS, L2, RAW_COLUMNS
 from gradstat.errors import ArgumentValueError
 from gradstat.table import StatTable
 
 _STATE_VERSION = 1
+
+
+class DeadUnits(NamedTuple):
+    """Units of one layer that are dead, by two witnesses that know nothing of each other."""
+
+    site: str
+    """Where the activation was seen."""
+
+    units: int
+    dead_units: int
+    """Units that no sample of the activations' window has activated."""
+
+    weight: str | None
+    """The weight whose rows make these units, where it is known."""
+
+    dead_rows: int | None
+    """Upper bound on its rows whose gradient was zero throughout the gradients' window."""
 
 
 class Monitor:
@@ -37,7 +55,14 @@ class Monitor:
     step does. A copy (`copy.deepcopy`, pickle) keeps what is known now and follows no optimizer.
     """
 
-    def __init__(self, clipper: Clipper, recorder: Recorder, overflows: OverflowCount) -> None:
+    def __init__(
+        self,
+        clipper: Clipper,
+        recorder: Recorder,
+        overflows: OverflowCount,
+        activations: ActivationMonitor | None = None,
+    ) -> None:
+        self._activations = activations
         self._clipper = clipper
         self._recorder = recorder
         self._overflows = overflows
@@ -204,6 +229,53 @@ class Monitor:
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio: NDArray[np.float64] = updates / weights
         return ratio
+
+    @property
+    def dead_rows(self) -> NDArray[np.float64]:
+        """Smallest number of dead rows in the window's gradients, (layers,); NaN where none was.
+
+        An upper bound on the rows that were zero throughout, which would need each row's own count:
+        a row that is dead in every step is among the dead of each.
+        """
+        dead = self.window[..., DEAD_ROWS]
+        known = np.where(np.isnan(dead), np.inf, dead).min(axis=0, initial=np.inf)
+        return np.where(np.isinf(known), np.nan, known)
+
+    # ---- activations -----------------------------------------------------------------------------
+
+    @property
+    def activations(self) -> ActivationMonitor | None:
+        """The activations of sampled steps; `None` unless `attach` was asked for them."""
+        return self._activations
+
+    @property
+    def dead_units(self) -> list[DeadUnits]:
+        """Dead units of each activation, beside the dead rows of the weight that makes them.
+
+        Empty before the first sampled step.
+
+        Raises:
+            ArgumentValueError: `attach` was not asked for ``activations``.
+        """
+        if self._activations is None:
+            raise ArgumentValueError(
+                "activations must be asked for to be counted; use gradstat.attach(optimizer, "
+                "model, activations=True)"
+            )
+        rows = dict(zip(self.names, self.dead_rows.tolist(), strict=True))
+        found = []
+        for site in self._activations.table():
+            dead_rows = rows.get(site.weight or "", math.nan)
+            found.append(
+                DeadUnits(
+                    site.name,
+                    site.units,
+                    site.dead_units,
+                    site.weight,
+                    None if math.isnan(dead_rows) else int(dead_rows),
+                )
+            )
+        return found
 
     def _tables(self, which: str) -> NDArray[np.float64]:
         if which != "tables" and not getattr(self._recorder, f"wants_{which}"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -14,6 +14,7 @@ from gradstat._recorder import Recorder
 from gradstat._seam import KERNEL_RULE, Seam
 from gradstat._stack import steps_under_way
 from gradstat._watched import Filter, Watched
+from gradstat.activations import ActivationMonitor
 from gradstat.clipping.clipper import Clipper
 from gradstat.clipping.policy import Policy
 from gradstat.clipping.resolve import resolve
@@ -46,6 +47,7 @@ def attach(
     weights: bool = False,
     updates: bool = False,
     scaler: Any = None,
+    activations: bool | Mapping[str, Any] = False,
 ) -> OptimizerT:
     """Return the same optimizer, which from now on measures, clips and skips as asked.
 
@@ -74,6 +76,9 @@ def attach(
             `Monitor.update_ratio`, and of the parameters. Copies them on recorded steps.
         scaler: The `torch.amp.GradScaler` in use, so that `Monitor.scaler_overflows` counts the
             steps that it drops before an optimizer that is not fused hears of them.
+        activations: Also count dead and saturated units of ``model``, at `Monitor.activations`, or
+            with what options: those of `ActivationMonitor`, as in ``{"every": 20}``. Its sampled
+            steps are its own, every tenth unless said otherwise.
 
     Returns:
         ``optimizer`` itself.
@@ -116,6 +121,7 @@ def attach(
         recorder=Recorder(every=every, length=window, weights=weights, updates=updates),
         overflows=OverflowCount(scaler),
         on_nonfinite=on_nonfinite,
+        activations=_activation_monitor(model, activations),
     )
     optimizer.gradstat = seam.monitor  # type: ignore[attr-defined]
     optimizer._gradstat_seam = seam  # type: ignore[attr-defined]
@@ -143,6 +149,34 @@ def detach(optimizer: OptimizerT) -> OptimizerT:
     seam.remove()
     del optimizer.gradstat, optimizer._gradstat_seam  # type: ignore[attr-defined]
     return optimizer
+
+
+def _activation_monitor(
+    model: torch.nn.Module | None, activations: bool | Mapping[str, Any]
+) -> ActivationMonitor | None:
+    if not isinstance(activations, bool | Mapping):
+        raise ArgumentTypeError(
+            f"activations must be True, False or a dict of options, got "
+            f'{type(activations).__name__}; pass for example activations={{"every": 20}}'
+        )
+    if activations is False:
+        return None
+    if model is None:
+        raise ArgumentValueError(
+            "activations must come with model, got model=None; use gradstat.attach(optimizer, "
+            "model, activations=True)"
+        )
+    options = {} if activations is True else dict(activations)
+    known = ("every", "window", "unit_dim", "attention")
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ArgumentValueError(
+            f"activations must hold options out of {', '.join(known)}; got {unknown[0]!r}; see "
+            "help(gradstat.ActivationMonitor)"
+        )
+    monitor = ActivationMonitor(model, **options)
+    monitor.count_steps()
+    return monitor
 
 
 def _check_optimizer(optimizer: Any) -> None:

@@ -223,7 +223,7 @@ class StatTable:
         if isinstance(key, str):
             index = self._positions().get(key)
             if index is None:
-                raise _layer_not_found(key, self.names)
+                raise layer_not_found(key, self.names)
             return self._row(index, key)
         try:
             index = operator.index(key)
@@ -566,7 +566,8 @@ def _check_same_rows(first: StatTable, second: StatTable) -> None:
     raise ArgumentValueError(f"names must be equal, in the same order: {detail}; {remedy}")
 
 
-def _layer_not_found(name: str, names: Sequence[str]) -> LayerNotFoundError:
+def layer_not_found(name: str, names: Sequence[str]) -> LayerNotFoundError:
+    """Return the error for a name that no row of a table has."""
     close = difflib.get_close_matches(name, names, n=3) or names[:3]
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "the table is empty"
     return LayerNotFoundError(f"the table has no row named {name!r}; {hint}")

@@ -1,0 +1,113 @@
+"""What a torch function call is to the watcher: an activation, or a layer that makes features."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradstat.activations.kinds import ALIASES, KINDS, Bounds, Kind
+
+_UNWATCHED = ("identity", "threshold")
+ACTIVATIONS: dict[str, Kind] = {
+    name: kind for key, kind in KINDS.items() if key not in _UNWATCHED for name in (key, f"{key}_")
+}
+ACTIVATIONS |= {
+    "threshold": KINDS["threshold"],
+    "threshold_": KINDS["threshold"],
+    "_threshold": KINDS["threshold"],
+    "log_sigmoid": KINDS[ALIASES["log_sigmoid"]],
+    "special_expit": KINDS["sigmoid"],
+    "special_softmax": KINDS["softmax"],
+    "special_log_softmax": KINDS["log_softmax"],
+}
+"""Kinds by ``__name__`` of the torch functions and tensor methods that compute them."""
+
+_FEATURES = ("linear", "bilinear", "embedding", "addmm", "lstm", "gru", "rnn_tanh", "rnn_relu")
+SCORES = ("matmul", "__matmul__", "__rmatmul__", "bmm", "mm", "baddbmm", "einsum")
+"""Products: of an activation with a parameter they make features, of two activations scores."""
+
+UNIT_DIM: dict[str, int] = dict.fromkeys((*_FEATURES, *SCORES), -1) | {
+    f"conv{transposed}{dims}d": -dims - 1 for transposed in ("", "_transpose") for dims in (1, 2, 3)
+}
+"""Where a layer's output has its units, by ``__name__`` of the torch function."""
+
+HAS_ROWS_OF_UNITS = ("linear", "conv1d", "conv2d", "conv3d")
+"""Layers whose weight has one row for each unit of the output."""
+
+Arguments = Mapping[str, Any]
+
+
+def bounds_of(kind: Kind, args: Sequence[Any], kwargs: Arguments) -> tuple[Kind, Bounds]:
+    """Return the bounds of an activation called with these arguments, and its kind.
+
+    ``nn.ReLU6`` calls ``hardtanh`` with limits of 0 and 6, and is told by them.
+    """
+    values = []
+    for place, (name, default) in enumerate(kind.parameters, start=1):
+        value = args[place] if len(args) > place else kwargs.get(name, default)
+        values.append(float(value) if isinstance(value, int | float) else default)
+    if kind.name == "hardtanh" and values == [0.0, 6.0]:
+        kind, values = KINDS["relu6"], []
+    return kind, kind.bounds(*values)
+
+
+def summed_dim(output: Tensor, args: Sequence[Any], kwargs: Arguments) -> int:
+    """Return the dimension that a call of softmax has made to sum to 1, counted from 0."""
+    dim = args[1] if len(args) > 1 else kwargs.get("dim")
+    if not isinstance(dim, int):  # as torch.nn.functional chooses it where none is given
+        dim = 0 if output.dim() in (0, 1, 3) else 1
+    return dim % max(output.dim(), 1)
+
+
+def _of_multi_head(function: Callable[..., Any], args: Sequence[Any], kwargs: Arguments) -> Tensor:
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.arguments.update(
+        need_weights=True, average_attn_weights=False, training=False, dropout_p=0.0
+    )
+    probabilities: Tensor = function(*bound.args, **bound.kwargs)[1]
+    return probabilities
+
+
+def _of_scaled_dot_product(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    del value, dropout_p
+    if enable_gqa:
+        key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
+    scale = 1.0 / math.sqrt(query.size(-1)) if scale is None else scale
+    scores = query @ key.transpose(-2, -1) * scale
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None and attn_mask.dtype is torch.bool:
+        scores = scores.masked_fill(~attn_mask, -math.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return scores.softmax(-1)
+
+
+def attention_probabilities(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Arguments
+) -> Tensor | None:
+    """Return the probabilities inside of torch's attention functions, computed once more.
+
+    They do not keep them. Shape (..., heads, queries, keys), before dropout. Draws no random
+    number. `None` of any other function.
+    """
+    name = getattr(function, "__name__", "")
+    if name == "multi_head_attention_forward":
+        return _of_multi_head(function, args, kwargs)
+    if name == "scaled_dot_product_attention":
+        return _of_scaled_dot_product(*args, **kwargs)
+    return None

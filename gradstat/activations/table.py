@@ -1,0 +1,282 @@
+"""What was counted of activations: one entry a site, on the device until it is first looked at."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradstat import _fallback
+from gradstat._units import UnitCounts
+from gradstat.activations.kinds import Kind
+from gradstat.errors import ArgumentTypeError, LayerNotFoundError
+from gradstat.table import StatRow, StatTable, layer_not_found
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The counts of one site as they lie on the devices, in parts that are to be added."""
+
+    name: str
+    kind: Kind
+    parts: Sequence[UnitCounts]
+    positions: int
+    """Elements over the length of the dimension that sums to 1, where the kind has one."""
+
+    weight: str | None = None
+    """Name of the weight whose rows are the units, where it is known."""
+
+
+class ActivationTable:
+    """What was counted of activations, one row a site, in the order in which they were called.
+
+    Making a table does not synchronise; the first number that is read waits once for each device
+    and brings everything to the host. A table does not change afterwards.
+
+    Example:
+        >>> table = monitor.table()
+        >>> [(row.name, row.dead_units) for row in table if row.dead_units]
+        >>> table["encoder.2/relu#0"].saturated_fraction
+    """
+
+    def __init__(self, measured: Sequence[Measured], *, steps: int) -> None:
+        self._measured = tuple(measured)
+        self._index = {entry.name: place for place, entry in enumerate(self._measured)}
+        self._steps = steps
+        # One copy for each device, now: the windows go on.
+        flat: dict[torch.device, list[Tensor]] = {}
+        for entry in self._measured:
+            for part in entry.parts:
+                pieces = flat.setdefault(part.row.device, [])
+                pieces += [part.counts.double().flatten(), part.row]
+        with torch.no_grad():
+            self._copies = {device: torch.cat(pieces) for device, pieces in flat.items()}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of each site: the module that called, the function, and which call of it."""
+        return tuple(self._index)
+
+    @property
+    def steps(self) -> int:
+        """Sampled steps that the table covers."""
+        return self._steps
+
+    @cached_property
+    def moments(self) -> StatTable:
+        """The moments of all sites, as a table of kind ``"activation"`` on the CPU."""
+        rows = [row for _, row in self._host]
+        totals = _fallback.merge_totals(torch.stack(rows) if rows else torch.zeros(0, 12).double())
+        return StatTable(self.names, torch.stack([*rows, totals]), kind="activation")
+
+    @cached_property
+    def _host(self) -> list[tuple[NDArray[np.int64], Tensor]]:
+        """Counts (3, units) and row (12,) of each site, on the host."""
+        copies = {device: copy.cpu() for device, copy in self._copies.items()}
+        places = dict.fromkeys(copies, 0)
+        result = []
+        for entry in self._measured:
+            counts, rows = [], []
+            for part in entry.parts:
+                device, n_counts = part.row.device, part.counts.numel()
+                start = places[device]
+                places[device] = end = start + n_counts + len(part.row)
+                counts.append(copies[device][start : start + n_counts].view(3, -1))
+                rows.append(copies[device][start + n_counts : end])
+            summed = torch.stack(counts).sum(0)
+            row = _fallback.merge_totals(torch.stack(rows))
+            row[_fallback.ROWS] = summed.shape[1]
+            row[_fallback.DEAD_ROWS] = (summed[0] == 0).sum() if row[_fallback.NUMEL] > 0 else 0
+            result.append((summed.long().numpy(), row))
+        return result
+
+    def __len__(self) -> int:
+        return len(self._measured)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._index
+
+    def __iter__(self) -> Iterator[ActivationStats]:
+        return (ActivationStats(self, place) for place in range(len(self)))
+
+    def __getitem__(self, key: str | int) -> ActivationStats:
+        if isinstance(key, str):
+            if key not in self._index:
+                raise layer_not_found(key, self.names)
+            return ActivationStats(self, self._index[key])
+        try:
+            place = operator.index(key)
+        except TypeError:
+            raise ArgumentTypeError(
+                f"a row is looked up by name or index, got {type(key).__name__}; "
+                'use table["name"] or table[0].'
+            ) from None
+        if not -len(self) <= place < len(self):
+            raise LayerNotFoundError(
+                f"index must be within the table's {len(self)} rows, got {place}"
+            )
+        return ActivationStats(self, place % len(self))
+
+    def __str__(self) -> str:
+        header = ("site", "units", "dead", "low", "high", "zeros", "mean", "std")
+        lines = [header, *(_cells(row) for row in self)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = [
+            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+            for line in lines
+        ]
+        return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+    def __repr__(self) -> str:
+        return f"ActivationTable({len(self)} sites over {self._steps} sampled steps)"
+
+
+class ActivationStats:
+    """What was counted of one activation, or of one site over a window. Made by `activation_stats`.
+
+    Numbers are read from the device where they are first looked at. NaN is in no count; where
+    ``moments.nans`` is not 0, ``dead_units`` is therefore an upper bound.
+    """
+
+    def __init__(self, table: ActivationTable, place: int) -> None:
+        self._table = table
+        self._place = place
+
+    @property
+    def _entry(self) -> Measured:
+        return self._table._measured[self._place]
+
+    @property
+    def _counts(self) -> NDArray[np.int64]:
+        return self._table._host[self._place][0]
+
+    # ---- what it is: nothing here waits for the device ----
+
+    @property
+    def name(self) -> str:
+        """Name of the site; that of the kind where it came from `activation_stats`."""
+        return self._entry.name
+
+    @property
+    def kind(self) -> str:
+        """Kind of the activation, a row of the table in docs/activations.md."""
+        return self._entry.kind.name
+
+    @property
+    def weight(self) -> str | None:
+        """Name of the weight whose rows are the units, where the monitor has seen it used."""
+        return self._entry.weight
+
+    @property
+    def units(self) -> int:
+        """Channels or features: the length of ``unit_dim``."""
+        return int(self._entry.parts[0].counts.shape[1])
+
+    # ---- counts: the first of these waits for the device ----
+
+    @property
+    def samples(self) -> int:
+        """Elements of each unit."""
+        return int(self.moments.numel) // max(self.units, 1)
+
+    @property
+    def active_counts(self) -> NDArray[np.int64]:
+        """Active elements of each unit, shape (units,)."""
+        counts: NDArray[np.int64] = self._counts[0]
+        return counts
+
+    @property
+    def low_counts(self) -> NDArray[np.int64]:
+        """Elements of each unit that are saturated low, shape (units,)."""
+        counts: NDArray[np.int64] = self._counts[1]
+        return counts
+
+    @property
+    def high_counts(self) -> NDArray[np.int64]:
+        """Elements of each unit that are saturated high, shape (units,)."""
+        counts: NDArray[np.int64] = self._counts[2]
+        return counts
+
+    @property
+    def dead_units(self) -> int:
+        """Units that no sample has activated: dead if this covers what the network is given."""
+        return int(self.moments.dead_rows)
+
+    @property
+    def dead_fraction(self) -> float:
+        """Share of units that are dead; NaN where there is none."""
+        return self.moments.dead_row_fraction
+
+    @property
+    def stuck_units(self) -> int:
+        """Units that were saturated, low or high, in every sample."""
+        stuck = self.low_counts + self.high_counts >= self.samples
+        return int(stuck.sum()) if self.samples else 0
+
+    @property
+    def saturated_low(self) -> int:
+        """Elements that are saturated low."""
+        return int(self.low_counts.sum())
+
+    @property
+    def saturated_high(self) -> int:
+        """Elements that are saturated high."""
+        return int(self.high_counts.sum())
+
+    @property
+    def saturated_fraction(self) -> float:
+        """Share of elements that are saturated; of softmax, share of positions. NaN if empty."""
+        if self._entry.kind.by_position:
+            saturated, of = self.saturated_high, self._entry.positions
+        else:
+            saturated, of = self.saturated_low + self.saturated_high, int(self.moments.numel)
+        return saturated / of if of else float("nan")
+
+    @property
+    def zero_fraction(self) -> float:
+        """Share of elements that are exactly zero; NaN where there is none."""
+        return self.moments.zero_fraction
+
+    @property
+    def moments(self) -> StatRow:
+        """The columns of docs/statistics.md; its rows are the units, its dead rows the dead."""
+        return self._table.moments[self._place]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return name, kind, counts and fractions in plain Python values."""
+        keys = (
+            "name", "kind", "weight", "units", "samples", "dead_units", "stuck_units",
+            "saturated_low", "saturated_high", "saturated_fraction", "zero_fraction",
+        )  # fmt: skip
+        return {key: getattr(self, key) for key in keys}
+
+    def __repr__(self) -> str:
+        if "_host" not in vars(self._table) and any(
+            device.type != "cpu" for device in self._table._copies
+        ):
+            return f"ActivationStats({self.name!r}, {self.units} units, not read yet)"
+        return (
+            f"ActivationStats({self.name!r}, {self.dead_units} of {self.units} units dead, "
+            f"{self.saturated_fraction:.1%} saturated, {self.zero_fraction:.1%} zero)"
+        )
+
+
+def _cells(row: ActivationStats) -> tuple[str, ...]:
+    numel = max(row.moments.numel, 1)
+    return (
+        row.name,
+        str(row.units),
+        str(row.dead_units),
+        f"{row.saturated_low / numel:.1%}",
+        f"{row.saturated_high / numel:.1%}",
+        f"{row.zero_fraction:.1%}",
+        f"{row.moments.mean:.2e}",
+        f"{row.moments.std:.2e}",
+    )

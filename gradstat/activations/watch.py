@@ -1,0 +1,277 @@
+"""The watcher: sees the torch functions that a model calls, for the time of one call of it."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from gradstat.activations.calls import (
+    ACTIVATIONS,
+    HAS_ROWS_OF_UNITS,
+    SCORES,
+    UNIT_DIM,
+    attention_probabilities,
+    bounds_of,
+    summed_dim,
+)
+from gradstat.activations.kinds import KINDS
+from gradstat.activations.windows import Call
+from gradstat.errors import UnsupportedTensorError
+
+_MODULE_CALL = nn.Module._call_impl.__code__
+_FUSED_IN_INFERENCE = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+
+
+class Watcher(TorchFunctionMode):
+    """Counts the activations of one call of a model.
+
+    Functions are seen once, at their outermost call, with nothing installed on any module but those
+    that must run unseen (see `is_opaque`). Which module called is read off the stack of Python
+    frames.
+
+    Args:
+        model: The model, or a replica of it.
+        count: Takes each activation, at once.
+        on_error: Takes what goes wrong in watching; nothing is watched after it.
+        unit_dim: The dimension of units, or `None` for that of the layer called last.
+        attention: Also count attention probabilities.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        count: Callable[[Call], None],
+        on_error: Callable[[Exception], None],
+        *,
+        unit_dim: int | None,
+        attention: bool,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._count = count
+        self._on_error = on_error
+        self._unit_dim = unit_dim
+        self._attention = attention
+        self._is_off = False
+        # A replica of data parallelism is another module with the same dict of hooks.
+        self._names: dict[int, str] = {
+            id(vars(module).get("_forward_hooks")): name for name, module in model.named_modules()
+        }
+        self._weights = {id(weight): name for name, weight in model.named_parameters()}
+        self._calls: Counter[str] = Counter()
+        self._layer_dim: int | None = None
+        self._layer_weight: tuple[str, int] | None = None
+        self._after_scores = False
+        self._opaque = [module for module in model.modules() if is_opaque(module)]
+        self._replaced: list[tuple[dict[str, Any], Any]] = []
+        self.depth = 0
+        """Calls of the model inside of the one that is watched."""
+
+    # ---- the time of the call --------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to see functions, and let the parts that must not be seen through run unseen."""
+        for module in self._opaque:
+            attributes = vars(module)
+            before = attributes.get("_compiled_call_impl")
+            self._replaced.append((attributes, before))
+            attributes["_compiled_call_impl"] = self._unseen(before or module._call_impl)
+        _push(self)
+
+    def stop(self) -> None:
+        """End it, and leave every module as it was."""
+        for attributes, before in self._replaced:
+            if before is None:
+                del attributes["_compiled_call_impl"]
+            else:
+                attributes["_compiled_call_impl"] = before
+        self._replaced = []
+        self._is_off = True
+        if any(mode is self for mode in _function_modes()):
+            inner: list[TorchFunctionMode] = []
+            while not self._is_innermost():
+                inner.append(_pop())
+            _pop()
+            for mode in reversed(inner):
+                _push(mode)
+
+    def _unseen(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self._suspended():
+                return function(*args, **kwargs)
+
+        return call
+
+    @contextmanager
+    def _suspended(self) -> Iterator[None]:
+        if not self._is_innermost():  # another thread, or inside of a mode of somebody else
+            yield
+            return
+        _pop()
+        try:
+            yield
+        finally:
+            _push(self)
+
+    def _is_innermost(self) -> bool:
+        return _function_modes()[-1:] == [self]
+
+    # ---- what is seen ----------------------------------------------------------------------------
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call the function as it would have been, and count its output if it is an activation."""
+        del types
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if not (self._is_off or torch.compiler.is_compiling()):
+            try:
+                self._see(func, args, kwargs, output)
+            except Exception as error:  # a run that is only watched must go on
+                self._is_off = True
+                self._on_error(error)
+        return output
+
+    def _see(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
+        name = getattr(func, "__name__", "")
+        if name in ACTIVATIONS:
+            if isinstance(output, Tensor) and not in_backward():
+                self._see_activation(name, args, kwargs, output)
+        elif name in UNIT_DIM:
+            self._see_layer(name, args, kwargs)
+        elif self._attention and not in_backward():
+            with torch.no_grad():
+                probabilities = attention_probabilities(func, args, kwargs)
+            if probabilities is not None:
+                self._count_softmax("softmax", probabilities, probabilities.dim() - 1, heads=True)
+
+    def _see_layer(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        known = self._weights.get(id(weight))
+        self._layer_dim = UNIT_DIM[name]
+        self._layer_weight = None
+        if known is not None and isinstance(weight, Tensor) and name in HAS_ROWS_OF_UNITS:
+            self._layer_weight = (known, weight.size(0))
+        self._after_scores = name in SCORES and known is None
+
+    def _see_activation(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
+    ) -> None:
+        kind, bounds = bounds_of(ACTIVATIONS[name], args, kwargs)
+        if kind.by_position:
+            dim = summed_dim(output, args, kwargs)
+            is_attention = self._after_scores and dim == output.dim() - 1
+            if self._attention or not is_attention:
+                self._count_softmax(kind.name, output, dim, heads=is_attention)
+            return
+        chosen = self._layer_dim if self._unit_dim is None else self._unit_dim
+        n_dims = output.dim()
+        if chosen is None or not -n_dims <= chosen < n_dims:
+            chosen = 1 if n_dims > 1 else 0
+        units = output.size(chosen) if n_dims else 1
+        weight = self._layer_weight
+        is_of_weight = weight is not None and weight[1] == units
+        self._hand_over(
+            lambda site: Call(
+                site, kind, bounds, output, chosen,
+                weight=weight[0] if weight is not None and is_of_weight else None,
+            ),
+            kind.name,
+        )  # fmt: skip
+
+    def _count_softmax(self, kind_name: str, output: Tensor, dim: int, *, heads: bool) -> None:
+        """Count probabilities: units are the heads of an attention, else what they are over."""
+        kind = KINDS[kind_name]
+        positions = output.numel() // max(output.size(dim) if output.dim() else 1, 1)
+        unit_dim = dim
+        if heads and output.dim() > 3:
+            unit_dim = output.dim() - 3
+        elif heads:  # the number of keys may change from call to call
+            output, unit_dim = output.unsqueeze(0), 0
+        self._hand_over(
+            lambda site: Call(site, kind, kind.bounds(), output, unit_dim, positions), kind_name
+        )
+
+    def _hand_over(self, make: Callable[[str], Call], function: str) -> None:
+        module = self._calling_module()
+        if module is None:  # left over from a call that was interrupted
+            self._is_off = True
+            return
+        site = f"{module}/{function}" if module else function
+        number = self._calls[site]
+        self._calls[site] += 1
+        try:
+            self._count(make(f"{site}#{number}"))
+        except UnsupportedTensorError:
+            return  # inside of vmap, on the meta device and the like there is nothing to read
+
+    def _calling_module(self) -> str | None:
+        for module in modules_in_call():
+            name = self._names.get(id(vars(module).get("_forward_hooks")))
+            if name is not None:
+                return name
+        return None
+
+
+def modules_in_call() -> Iterator[nn.Module]:
+    """Yield the modules whose call is under way in this thread, the innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _MODULE_CALL:
+            yield frame.f_locals["self"]
+        frame = frame.f_back
+
+
+def in_backward() -> bool:
+    """Whether this runs inside of a backward pass, as recomputation for checkpointing does."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def is_opaque(module: nn.Module) -> bool:
+    """Whether a module must run as if nobody watched.
+
+    A compiled one would be compiled once more for the watched call; and some of torch's own take
+    another way in inference where functions are seen, with other rounding.
+    """
+    return is_compiled(module) or (
+        isinstance(module, _FUSED_IN_INFERENCE)
+        and not module.training
+        and not (torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()))
+    )
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is compiled as a whole."""
+    dynamo = sys.modules.get("torch._dynamo")  # nothing is compiled where nobody imported it
+    return vars(module).get("_compiled_call_impl") is not None or (
+        dynamo is not None and isinstance(module, dynamo.OptimizedModule)
+    )
+
+
+def _push(mode: TorchFunctionMode) -> None:
+    torch.overrides._push_mode(mode)  # type: ignore[no-untyped-call]
+
+
+def _pop() -> TorchFunctionMode:
+    mode: TorchFunctionMode = torch.overrides._pop_mode()  # type: ignore[no-untyped-call]
+    return mode
+
+
+def _function_modes() -> list[TorchFunctionMode]:
+    """Return the modes of this thread, the innermost last."""
+    return list(torch.overrides._get_current_function_mode_stack())  # type: ignore[no-untyped-call]
