@@ -10,6 +10,7 @@ import torch
 from kernel_calls import APPROXIMATE, DTYPES, TOLERANCE, sample
 from torch import Tensor
 
+from gradstat import _fallback
 from gradstat._kernels import units
 from gradstat._units import ActiveRule, UnitCounts, UnitRule
 from gradstat.errors import ArgumentTypeError, ArgumentValueError, UnsupportedTensorError
@@ -278,3 +279,17 @@ def test_a_sparse_activation_counts_its_zeros():
     dense = torch.tensor([[0.0, 2.0, 0.0], [0.0, -1.0, 3.0]])
     window = units(dense.to_sparse(), RULES["dead-zone"], 1)
     assert_counts(window, RULES["dead-zone"], [dense])
+
+
+# ---- devices without a kernel --------------------------------------------------------------------
+
+
+@DTYPE
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_plain_torch_operations_count_the_same(dtype, rule):
+    tensor = activation((30, 4, 5), dtype)
+    tensor[0, 1, :3] = torch.tensor([math.nan, math.inf, -math.inf])
+    window = units(tensor, rule, 1)
+    for batch in (tensor, tensor[:0]):
+        _fallback.units(batch.movedim(1, 0), rule, window)
+    assert_counts(window, rule, [tensor, tensor])
