@@ -137,12 +137,13 @@ def optimizer_facts(optimizer: Optimizer) -> OptimizerFacts:
 
 def model_facts(model: nn.Module, optimizer: Optimizer) -> ModelFacts:
     """Return what the rules ask of a model."""
-    own = {id(p) for p in model.parameters()}
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     named = list(model.named_parameters())
+    own = {id(p) for _, p in named}
+    leaves = [module for module in model.modules() if not module._modules]
     return ModelFacts(
-        modules=tuple(type(m).__name__ for m in model.modules() if not any(m.children())),
-        n_parameters=sum(p.numel() for p in model.parameters()),
+        modules=tuple(type(leaf).__name__ for leaf in leaves),
+        n_parameters=sum(p.numel() for _, p in named),
         frozen=tuple(name for name, p in named if not p.requires_grad),
         forgotten=tuple(
             name
