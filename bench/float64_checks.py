@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradstat import StatTable, clip_grad_norm_
+from gradstat._units import ActiveRule, UnitCounts, UnitRule
 
 RELATIVE_ERROR = 1e-6
 RAW_COLUMNS = (
@@ -62,6 +63,18 @@ def check_table(table: StatTable, tensors: Sequence[Tensor]) -> None:
     wrong = (actual - expected).abs() > RELATIVE_ERROR * scale
     where = [(int(row), RAW_COLUMNS[int(column)]) for row, column in wrong.nonzero()[:5]]
     assert not wrong.any(), f"wrong entries (row, column): {where}"
+
+
+def check_units(window: UnitCounts, tensor: Tensor, rule: UnitRule) -> None:
+    """Assert that a window describes this activation without NaN and Inf, units in dimension 1."""
+    units_first = tensor.movedim(1, 0).flatten(1).double()  # or torch rounds the bounds
+    low = (units_first >= rule.low_from) & (units_first <= rule.low_to)
+    active = units_first > 0 if rule.active is ActiveRule.POSITIVE else ~low
+    expected = torch.stack([met.sum(1) for met in (active, low, units_first >= rule.high_from)])
+    assert torch.equal(window.counts.cpu(), expected)
+    row = expected_row(units_first)
+    row[RAW_COLUMNS.index("dead_rows")] = 0
+    assert bool(((window.row.cpu() - row).abs() <= RELATIVE_ERROR * row.abs()).all())
 
 
 def check_histogram(table: StatTable) -> None:

@@ -17,7 +17,13 @@ README = HERE / "README.md"
 FRONT_PAGE = HERE.parent / "README.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 COMMANDS = {"cpu": "make bench", "gpu": "make gpu-check"}
-FILES = {"bench_stats.py": 0, "bench_clip.py": 1, "bench_step.py": 2}
+FILES = {
+    "bench_stats.py": 0,
+    "bench_units.py": 1,
+    "bench_clip.py": 2,
+    "bench_step.py": 3,
+    "bench_activations.py": 4,
+}
 
 
 def newest(kind: str, folder: Path) -> Path | None:

@@ -159,6 +159,36 @@ void clamp(const TensorList& tensors, double limit, int threads) {
   }
 }
 
+void units(const TensorList& tensors, int active, double low_from, double low_to, double high_from,
+           const py::object& counts, const py::object& row, const py::object& workspace,
+           const py::object& counter, int threads) {
+  require_regular(tensors);
+  if (tensors.size() != 1) throw std::invalid_argument("units are counted of one tensor at a time");
+  const TensorRef activation = tensors.refs().front();
+  const UnitRule rule = {static_cast<ActiveRule>(active), low_from, low_to, high_from};
+  auto* counts_at = static_cast<int64_t*>(
+      output_memory(counts, "counts", tensors, kInt, 64, kNumUnitCounts * activation.rows));
+  auto* row_at =
+      static_cast<double*>(output_memory(row, "row", tensors, dlpack::kFloat, 64, kNumColumns));
+  if (!tensors.on_cuda()) {
+    const py::gil_scoped_release no_gil;
+    cpu::units(activation, rule, counts_at, row_at, threads);
+    return;
+  }
+  void* workspace_at = output_memory(workspace, "workspace", tensors, kUInt, 8,
+                                     cuda::units_workspace_bytes(activation));
+  auto* counter_at =
+      static_cast<uint32_t*>(output_memory(counter, "counter", tensors, kInt, 32, 1));
+  void* stream = tensors.current_stream();
+  const py::gil_scoped_release no_gil;
+  cuda::units(activation, rule, counts_at, row_at, workspace_at, counter_at, tensors.device_id(),
+              stream);
+}
+
+int64_t units_workspace_bytes(const TensorList& tensors) {
+  return tensors.on_cuda() ? cuda::units_workspace_bytes(tensors.refs().front()) : 0;
+}
+
 // Name and whether this processor runs it, best first.
 std::vector<std::pair<std::string, bool>> cpu_variants() {
   int count = 0;
@@ -217,6 +247,12 @@ PYBIND11_MODULE(_native, module) {
   module.def("scale", &scale, py::arg("tensors"), py::arg("coefficient"), py::arg("per_tensor"),
              py::arg("threads") = 1);
   module.def("clamp", &clamp, py::arg("tensors"), py::arg("limit"), py::arg("threads") = 1);
+
+  module.def("units", &units, py::arg("tensors"), py::arg("active"), py::arg("low_from"),
+             py::arg("low_to"), py::arg("high_from"), py::arg("counts"), py::arg("row"),
+             py::arg("workspace") = py::none(), py::arg("counter") = py::none(),
+             py::arg("threads") = 1);
+  module.def("units_workspace_bytes", &units_workspace_bytes, py::arg("tensors"));
 
   module.def("cpu_variants", &cpu_variants);
   module.def("cpu_variant", [] { return std::string(cpu::variant().name); });

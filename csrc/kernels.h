@@ -2,10 +2,12 @@
 //
 // Numerics, for every kernel and device:
 //  - A moment is taken over the finite elements; NaN and Inf are counted apart.
-//  - Sums run in double (of 16-bit values, and on CUDA: in fp32 over at most 8 neighbours, then in
-//    double). For fp64 input the squares run in three ranges (Blue 1978), so that l2 neither
-//    underflows nor overflows. Relative error of abs_sum, sq_sum and l2, and error of sum relative
-//    to abs_sum: <= 1e-6. Where abs_sum leaves the range of fp64 it is Inf, and sum may be NaN.
+//  - Sums of fp32 and 16-bit values run in fp32 over a few neighbours (on the CPU 16, pairwise; on
+//    CUDA at most 8), where those are neither so large nor so small that their squares leave the
+//    range of fp32, and in double otherwise and from there on. For fp64 input the squares run in
+//    three ranges (Blue 1978), so that l2 neither underflows nor overflows. Relative error of
+//    abs_sum, sq_sum and l2, and error of sum relative to abs_sum: <= 1e-6. Where abs_sum leaves
+//    the range of fp64 it is Inf, and sum may be NaN.
 //  - A tensor is cut into chunks by its shape alone and chunks are merged in order, so a result
 //    does not depend on the number of threads or on timing: equal input, equal bits per device.
 //  - Subnormals count in full: flush-to-zero modes of the caller are suspended.
@@ -111,6 +113,23 @@ struct ClipRequest {
   float* found_inf;         // becomes 1 where the step is to be skipped, else 0
 };
 
+// ---- activations --------------------------------------------------------------------------------
+
+// When an element y of an activation is active. NaN never is.
+enum class ActiveRule : int { kPositive, kNonzero, kNotLow };  // y > 0, y != 0, y not low
+
+// Low is low_from <= y <= low_to, high is y >= high_from. The bounds are compared as real numbers,
+// unrounded; with a NaN among them, or low_from > low_to, no y is low (or high).
+struct UnitRule {
+  ActiveRule active;
+  double low_from;
+  double low_to;
+  double high_from;
+};
+
+// What is counted of each unit, in this order.
+enum UnitCount : int { kActive, kLow, kHigh, kNumUnitCounts };
+
 namespace cpu {
 
 // Fills table[count + 1][kNumColumns], the last row holding the totals over all tensors, and, where
@@ -129,6 +148,12 @@ void scale(const TensorRef* tensors, int64_t count, const double* coefficient, i
 
 // Clamps every element to [-limit, limit]; NaN stays. The limit is rounded to the tensor's dtype.
 void clamp(const TensorRef* tensors, int64_t count, double limit, int threads);
+
+// Adds an activation to a window. Its units are the tensor's rows: counts[kNumUnitCounts][rows]
+// counts their elements, and the moments are merged into row[kNumColumns], in which kRows becomes
+// the number of units and kDeadRows 0. A window begins as zeros. Reads the activation once.
+void units(const TensorRef& activation, const UnitRule& rule, int64_t* counts, double* row,
+           int threads);
 
 }  // namespace cpu
 
@@ -150,6 +175,13 @@ void scale(const TensorRef* tensors, int64_t count, const double* coefficient, i
            int device, void* stream);
 
 void clamp(const TensorRef* tensors, int64_t count, double limit, int device, void* stream);
+
+// Bytes of device memory that `units` needs as scratch.
+int64_t units_workspace_bytes(const TensorRef& activation);
+
+// `workspace` and `counter` as for `moments`.
+void units(const TensorRef& activation, const UnitRule& rule, int64_t* counts, double* row,
+           void* workspace, uint32_t* counter, int device, void* stream);
 
 // Number of usable devices; 0 where there is no driver. `reason` (may be null) says why it is 0.
 int device_count(const char** reason);

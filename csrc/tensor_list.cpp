@@ -256,7 +256,7 @@ void* output_memory(const py::object& object, const char* name, const TensorList
       tensor.device_type == beside.device_type() &&
       (tensor.device_type == dlpack::kCpu || tensor.device_id == beside.device_id());
   if (!right_device || tensor.dtype_code != dtype_code || tensor.dtype_bits != dtype_bits ||
-      numel < at_least || !is_contiguous(tensor)) {
+      numel < at_least || (numel > 0 && !is_contiguous(tensor))) {
     throw std::invalid_argument(std::string(name) +
                                 " must be contiguous, on the tensors' device, "
                                 "of the documented dtype, with at least " +

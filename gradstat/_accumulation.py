@@ -10,9 +10,9 @@ from torch import Tensor
 class Accumulation:
     """Follows the gradient of one parameter from step to step.
 
-    Each backward pass adds to a gradient in place, which raises the tensor's version by one; so does
-    zeroing. The same tensor one version later was added to and not zeroed. Where several backward
-    passes belong to a step nothing can be told.
+    Each backward pass adds to a gradient in place, which raises the tensor's version by one; so
+    does zeroing. The same tensor one version later was added to and not zeroed. Where several
+    backward passes belong to a step nothing can be told.
     """
 
     def __init__(self) -> None:

@@ -116,8 +116,6 @@ def sites_of(table: ActivationTable) -> tuple[Site, ...]:
             units=row.units,
             dead_units=row.dead_units,
             saturated_fraction=row.saturated_fraction,
-            zero_fraction=row.zero_fraction,
-            rms=row.moments.rms,
         )
         for row in table
     )
@@ -139,12 +137,13 @@ def optimizer_facts(optimizer: Optimizer) -> OptimizerFacts:
 
 def model_facts(model: nn.Module, optimizer: Optimizer) -> ModelFacts:
     """Return what the rules ask of a model."""
-    own = {id(p) for p in model.parameters()}
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     named = list(model.named_parameters())
+    own = {id(p) for _, p in named}
+    leaves = [module for module in model.modules() if not module._modules]
     return ModelFacts(
-        modules=tuple(type(m).__name__ for m in model.modules() if not any(m.children())),
-        n_parameters=sum(p.numel() for p in model.parameters()),
+        modules=tuple(type(leaf).__name__ for leaf in leaves),
+        n_parameters=sum(p.numel() for _, p in named),
         frozen=tuple(name for name, p in named if not p.requires_grad),
         forgotten=tuple(
             name
@@ -153,7 +152,14 @@ def model_facts(model: nn.Module, optimizer: Optimizer) -> ModelFacts:
         ),
         n_strangers=len(stepped - own),
         n_own=len(stepped & own),
+        dropout=max(
+            (float(getattr(m, "p", 0.0)) for m in model.modules() if _drops(m)), default=0.0
+        ),
     )
+
+
+def _drops(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.dropout._DropoutNd)
 
 
 def _real(value: Any) -> Tensor:

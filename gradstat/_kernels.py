@@ -427,9 +427,15 @@ def units(
             torch.zeros(NUM_COLUMNS, dtype=torch.float64, device=batch.device),
         )
     check_window(into, len(view), name)
-    only = part.objects[0]
-    assert only is not None
-    _fallback.units(only, rule, into)
+    if not part.native:
+        _fallback.units(part.tensors[0], rule, into)
+    elif part.device.type == "cpu":
+        _native.units(part.tensors, *rule, *into, threads=torch.get_num_threads())
+    else:
+        n_bytes = _native.units_workspace_bytes(part.tensors)
+        workspace = torch.empty(n_bytes, dtype=torch.uint8, device=part.device)
+        with _cuda_device(part.device):
+            _native.units(part.tensors, *rule, *into, workspace, _counter(part.device))
     return into
 
 

@@ -25,6 +25,9 @@ MAX_SAMPLES = 64
 """Batches of which a sample is kept, spread evenly over the run."""
 
 
+Scalar = float | Tensor
+
+
 @dataclass(frozen=True)
 class Observation:
     """A value that the training script told the monitor."""
@@ -88,15 +91,15 @@ class Observations:
             values: Numbers and tensors by name.
             is_probed: Whether larger tensors are looked at.
         """
-        scalars = {}
-        batch = {}
-        tensors = {}
+        scalars: dict[str, Scalar] = {}
+        batch: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for name, given in values.items():
             value = first_tensor(given) if name in BATCH_NAMES else given
             if value is None:
                 continue
             if isinstance(value, bool | int | float | np.number | np.bool_):
-                scalars[name] = Observation(step, float(value))
+                scalars[name] = float(value)
             elif not isinstance(value, Tensor):
                 raise ArgumentTypeError(
                     f"observe({name}=...) must be a number or a tensor, got "
@@ -105,11 +108,11 @@ class Observations:
             elif name in BATCH_NAMES:
                 batch[name] = value
             elif value.numel() == 1:
-                scalars[name] = Observation(step, _scalar(value))
+                scalars[name] = _scalar(value)
             else:
                 tensors[name] = value
         for name, scalar in scalars.items():
-            self._series.setdefault(name, Series()).add(scalar)
+            self._series.setdefault(name, Series()).add(Observation(step, scalar))
         if not is_probed:
             return
         for name, tensor in (tensors | batch).items():
@@ -118,11 +121,11 @@ class Observations:
         if batch:
             self._sample(step, batch, scalars.get("loss"))
 
-    def _sample(self, step: int, batch: dict[str, Tensor], loss: Observation | None) -> None:
+    def _sample(self, step: int, batch: dict[str, Tensor], loss: Scalar | None) -> None:
         if self.samples and self.samples[-1].step == step:
-            self.samples[-1].add(batch, loss and loss.value)
+            self.samples[-1].add(batch, loss)
             return
-        self.samples.append(BatchSample(step, batch, loss and loss.value))
+        self.samples.append(BatchSample(step, batch, loss))
         if len(self.samples) >= MAX_SAMPLES:
             self.samples = self.samples[:2] + self.samples[2::2]
 
@@ -140,7 +143,7 @@ class Observations:
         return [*self.scalars(name), *self._tables.get(name, ())]
 
 
-def _scalar(value: Tensor) -> float | Tensor:
+def _scalar(value: Tensor) -> Scalar:
     if type(value) is Tensor and value.device.type == "cpu" and not value.is_complex():
         return float(value.item())
     return value.detach().clone()

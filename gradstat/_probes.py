@@ -60,7 +60,7 @@ class Probes:
         self.names: Sequence[str] = ()
         self._stride = FIRST_STRIDE
         self._under_way: Probe | None = None
-        self._before: list[Tensor] = []
+        self._before: Sequence[Tensor] = ()
 
     def is_due(self, step: int) -> bool:
         """Whether the step of this number is probed."""
@@ -103,10 +103,10 @@ class Probes:
     def finish(self, parameters: Sequence[Tensor]) -> None:
         """Measure what the step did to the parameters, and keep the probe."""
         probe, self._under_way = self._under_way, None
-        before, self._before = self._before, []
+        before, self._before = self._before, ()
         if probe is None or len(before) != len(parameters):
             return
-        probe.updates = _table(torch._foreach_sub(_slices(parameters), before))
+        probe.updates = _table(torch._foreach_sub(_slices(parameters), list(before)))
         self.kept.append(probe)
         if len(self.kept) >= CAPACITY:
             self._stride *= 2

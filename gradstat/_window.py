@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Sequence
 
@@ -22,6 +23,12 @@ class Ring:
 
     def __getitem__(self, number: int) -> Tensor:
         return self._rows[number % len(self._rows)]
+
+    def part(self, columns: slice) -> Ring:
+        """Return a ring that shows some of the columns of this one."""
+        ring = copy.copy(self)
+        ring._all = self._all[..., columns]
+        return ring
 
     def move(self, device: torch.device) -> None:
         """Continue on another device."""

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
 from torch.optim import Optimizer
 
 from gradstat import _kernels
@@ -32,9 +31,9 @@ from gradstat._rounds import Rounds
 from gradstat._warnings import warn_user
 from gradstat._watched import Watched
 from gradstat._window import Ring
-from gradstat.activations import ActivationMonitor
+from gradstat.activations import ActivationMonitor, ActivationTable
 from gradstat.clipping.clipper import Clipper
-from gradstat.columns import DEAD_ROWS, L2, RAW_COLUMNS
+from gradstat.columns import DEAD_ROWS, INFS, L2, NANS, RAW_COLUMNS
 from gradstat.diagnosis import Finding, coverage, diagnose
 from gradstat.diagnosis.evidence import Evidence
 from gradstat.errors import ArgumentValueError
@@ -89,6 +88,7 @@ class Monitor:
         self._watched = watched
         self._accumulation = accumulation
         self._activations = activations
+        self._first_activations: ActivationTable | None = None
         self._clipper = clipper
         self._recorder = recorder
         self._probes = probes
@@ -352,6 +352,8 @@ class Monitor:
 
     def call_back(self) -> None:
         """Run the callbacks of `on_step`."""
+        if self._activations is not None and self.step == 1:
+            self._first_activations = self._activations.table()
         for callback in self._callbacks:
             callback(self)
 
@@ -372,16 +374,25 @@ class Monitor:
             layers=layers,
             probes=probes_of(self._probes.kept if fits else (), len(layers)),
             recent_steps=self.recorded_steps,
-            recent=self.window,
+            recent_nonfinite=self._recent_nonfinite(),
             decisions=self.decisions,
             curves={name: curve_of(self._observations.scalars(name)) for name in names},
             batches=tuple(batch_of(sample) for sample in self._observations.samples),
             optimizer=optimizer_facts(optimizer),
             model=model_facts(model, optimizer) if model is not None else None,
             sites=sites_of(self._activations.table()) if self._activations is not None else (),
+            first_sites=sites_of(self._first_activations) if self._first_activations else (),
+            activations_watched=self._activations is not None,
             skipped_steps=self.skipped_steps,
             accumulated_steps=self._accumulation.steps,
         )
+
+    def _recent_nonfinite(self) -> NDArray[np.float64]:
+        window = self._recorder.window
+        if window is None:
+            return np.zeros((0, 0))
+        counts = window.tables.part(slice(NANS, INFS + 1))
+        return window.to_numpy(counts).sum(-1)[:, :-1]
 
     def diagnose(self) -> list[Finding]:
         """Return what is wrong with the run: the likeliest cause first, each before its symptoms.
@@ -406,9 +417,9 @@ class Monitor:
     def on_finding(self, callback: Callable[[Finding], Any]) -> Callable[[Finding], Any]:
         """Call ``callback(finding)`` for each cause that is found while training, once for a code.
 
-        The run is looked at after 64, 128, 256, ... steps, or every ``diagnose`` steps that `attach`
-        was asked for. New causes also go to the logger ``gradstat``, as warnings. What the callback
-        raises comes out of ``optimizer.step()``. Does not synchronise.
+        The run is looked at after 64, 128, 256, ... steps, or every so many as `attach` was asked
+        for with ``diagnose``. New causes also go to the logger ``gradstat``, as warnings. What the
+        callback raises comes out of ``optimizer.step()``. Does not synchronise.
 
         Returns:
             ``callback``, so that this serves as a decorator.

@@ -83,7 +83,11 @@ def attach(
             steps that it drops before an optimizer that is not fused hears of them.
         activations: Also count dead and saturated units of ``model``, at `Monitor.activations`, or
             with what options: those of `ActivationMonitor`, as in ``{"every": 20}``. Its sampled
-            steps are its own, every tenth unless said otherwise.
+            steps are its own, every tenth unless said otherwise. By default they are counted where
+            there is a model and it is not compiled.
+        diagnose: When to look for what is wrong while training: True after 64, 128, 256, ... steps,
+            a number every so many, False never. By default True where all parameters are on the
+            CPU: a look waits for a CUDA device. See `Monitor.on_finding`.
 
     Returns:
         ``optimizer`` itself.

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 
 import gradstat
+from gradstat._kernels import units
+from gradstat._units import ActiveRule, UnitRule
 
 
 def main() -> None:
@@ -37,6 +39,10 @@ def main() -> None:
         print(gradstat.clip_grad_norm_(finite, 1.0, norm_type).item())
     gradstat.clip_grad_value_(finite, 1e-3)
     print(gradstat.get_total_norm([tensor.grad for tensor in finite]).item())
+    rule = UnitRule(ActiveRule.NOT_LOW, -0.5, 0.5, 1.0)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        for shape in ((300, 7), (33, 70, 49), (5, 3, 3137), (9, 4099)):
+            print(units(torch.randn(shape, device="cuda").to(dtype), rule, 1).counts.sum().item())
     torch.cuda.synchronize()
 
 

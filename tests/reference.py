@@ -131,3 +131,29 @@ def clamp(tensor: Tensor, limit: float) -> Tensor:
     """Return the tensor clamped to [-limit, limit], with the limit rounded to its dtype first."""
     bound = rounded(np.array(limit), tensor.dtype).double().numpy()
     return rounded(np.clip(values_of(tensor), -bound, bound), tensor.dtype)
+
+
+ACTIVE_RULES = {
+    "positive": lambda array, low: array > 0,
+    "nonzero": lambda array, low: array != 0,
+    "not-low": lambda array, low: ~low,
+}
+
+
+def unit_counts(
+    tensor: Tensor, unit_dim: int, active: str, low: tuple[float, float], high_from: float
+) -> NDArray[np.int64]:
+    """Return how many elements of each unit are active, low and high; shape (3, units).
+
+    NaN is none of the three, and neither is anything beside a bound that is NaN.
+    """
+    array = np.moveaxis(np.atleast_1d(values_of(tensor)), unit_dim, 0)
+    is_low = (array >= low[0]) & (array <= low[1])
+    is_active = ACTIVE_RULES[active](array, is_low) & ~np.isnan(array)
+    conditions = np.stack([is_active, is_low, array >= high_from])
+    return np.asarray(conditions.reshape(3, len(array), -1).sum(axis=2), dtype=np.int64)
+
+
+def unit_row(tensor: Tensor, n_units: int) -> list[float]:
+    """Return the moments of an activation: its rows are the units, of which none is called dead."""
+    return [*row(values_of(tensor))[:9], n_units, 0, row(values_of(tensor))[11]]

@@ -63,10 +63,12 @@ def test_moments_at_every_exponent(cpu_variant, dtype):
     assert_table(run_moments(tensors).table, tensors)
 
 
-# Where the kernels change their way: the squares of a group of 16-bit values (bf16) and the range
+# Where the kernels change their way: the squares of a group of values (fp32 and bf16) and the range
 # of a block's squares (fp64).
 LIMITS = {
-    "bf16-2^-54": (torch.bfloat16, -54),
+    "fp32-2^-44": (torch.float32, -44),
+    "fp32-2^60": (torch.float32, 60),
+    "bf16-2^-44": (torch.bfloat16, -44),
     "bf16-2^60": (torch.bfloat16, 60),
     "fp64-2^-450": (torch.float64, -450),
     "fp64-2^480": (torch.float64, 480),
@@ -87,11 +89,14 @@ def test_moments_around_a_limit(cpu_variant, dtype, exponent):
     assert_table(run_moments(tensors).table, tensors)
 
 
-def test_small_squares_of_bf16_are_lost_only_beside_large_ones(cpu_variant):
-    # The square of 2^-75 is no fp32, but 4096 of them are to be seen beside one of 2^-65.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("small", [2.0**-75, 1.25 * 2.0**-64])
+def test_small_squares_are_lost_only_beside_large_ones(cpu_variant, dtype, small):
+    # The square of 2^-75 is no fp32 and that of 2^-64 a subnormal one, which some instructions take
+    # for 0; but 4096 of them are to be seen beside a single larger one.
     tensors = []
-    for exponent in range(-75, -45):
-        tensors.append(torch.full((2 * BLOCK,), 2.0**-75, dtype=torch.bfloat16))
+    for exponent in range(-75, -35):
+        tensors.append(torch.full((2 * BLOCK,), small, dtype=dtype))
         tensors[-1][100] = 2.0**exponent
     assert_table(run_moments(tensors).table, tensors)
 
@@ -122,10 +127,10 @@ def test_the_norm_of_many_elements_at_a_limit(cpu_variant, exponent):
     assert totals[L2].item() == pytest.approx(value * 2**12.5, rel=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-def test_the_fp32_sums_of_16_bit_values_keep_the_bound(cpu_variant, dtype):
-    # The worst case: after large values, small ones that a sum in fp32 loses every time. Over 8
-    # neighbours they amount to less than the bound, over 16 they would not.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_the_fp32_sums_of_neighbours_keep_the_bound(cpu_variant, dtype):
+    # The worst case: after large values, small ones that a sum in fp32 loses every time. Over 16
+    # neighbours they amount to less than the bound in pairs; one after the other they would not.
     tensors = []
     for small in (1.9921875 * 2.0**-15, 1.40625 * 2.0**-2):  # lost as they are; lost when squared
         for period, n_large in itertools.product([16, 32, 64, 128, 512, 2048], [2, 4, 8, 16, 32]):

@@ -14,7 +14,7 @@ COMPILER = "aarch64-linux-gnu-g++"
 EMULATORS = ("qemu-aarch64", "qemu-aarch64-static")
 SOURCES = [
     "tests/neon/compare.cpp",
-    *(f"csrc/cpu/{name}.cpp" for name in ("dispatch", "moments", "parallel", "scale")),
+    *(f"csrc/cpu/{name}.cpp" for name in ("dispatch", "moments", "parallel", "scale", "units")),
     *(f"csrc/cpu/variant_{name}.cpp" for name in ("neon", "scalar")),
 ]
 

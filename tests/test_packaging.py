@@ -79,7 +79,7 @@ def test_another_export_would_be_seen():
 # ---- code compiled for one instruction set ------------------------------------------------------
 
 OBJECTS = ROOT / "build" / f"dev-{sys.implementation.cache_tag}" / "CMakeFiles" / "_native.dir"
-VARIANTS = ("scalar", "avx2", "avx512", "neon")
+VARIANTS = ("scalar", "avx2", "avx512", "avx512_bf16", "neon")
 
 
 def stray_symbols(symbols: str, variant: str) -> list[str]:

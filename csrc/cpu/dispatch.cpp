@@ -20,9 +20,13 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 
 const Variant kVariants[] = {
+#ifdef GRADSTAT_HAVE_AVX512_BF16
+    {"avx512_bf16", &avx512_bf16::kKernels, has_avx512_bf16},
+#endif
 #ifdef GRADSTAT_HAVE_AVX512
     {"avx512", &avx512::kKernels, has_avx512},
 #endif

@@ -3,16 +3,43 @@
 
 #include <cstdint>
 
+#include "../units.h"
+
 namespace gradstat {
 
-struct Moments;
-
 constexpr int kNumDTypes = 4;
+
+// One band to be counted, and what its count is added to (1) or taken from (-1), by UnitCount.
+struct UnitPass {
+  Band band;
+  double from_value;
+  double to_value;
+  int sign[kNumUnitCounts];
+};
+
+constexpr int kMaxUnitPasses = 3;
+
+// What `units` does with each chunk of an activation.
+struct UnitTask {
+  const void* data;
+  int64_t numel;
+  int64_t units;
+  int64_t run;
+  UnitPlan plan;
+  UnitPass pass[kMaxUnitPasses];
+  int n_passes;
+  // By UnitCount: counted are all elements, less those of a band, and so less the NaN too.
+  bool is_outside[kNumUnitCounts];
+  int64_t infinity;  // its place in the order of values
+  int64_t* counts;   // [kNumUnitCounts][units]
+};
 
 // One variant: each entry handles a contiguous run of n elements, indexed by DType.
 struct Kernels {
   // Adds the run to *result; `histogram` may be null.
   void (*moments[kNumDTypes])(const void* data, int64_t n, Moments* result, uint32_t* histogram);
+  // Adds a chunk's moments to *result and its counts to task.counts.
+  void (*units[kNumDTypes])(const UnitTask& task, const UnitChunk& chunk, Moments* result);
   void (*scale[kNumDTypes])(void* data, int64_t n, double coefficient);
   void (*clamp[kNumDTypes])(void* data, int64_t n, double limit);
 };
@@ -24,6 +51,9 @@ namespace avx2 {
 extern const Kernels kKernels;
 }
 namespace avx512 {
+extern const Kernels kKernels;
+}
+namespace avx512_bf16 {
 extern const Kernels kKernels;
 }
 namespace neon {

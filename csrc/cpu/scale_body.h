@@ -69,7 +69,10 @@ void clamp_f64_all(void* data, int64_t n, double limit) {
 
 // Indexed by DType.
 const Kernels kKernels = {
-    {moments_32<F32>, moments_32<F16>, moments_32<BF16>, moments_f64},
+    {moments_of<Moments32<F32>>, moments_of<Moments32<F16>>, moments_of<Moments32<BF16>>,
+     moments_of<Moments64>},
+    {units_of<Keys32, Moments32<F32>>, units_of<Keys16, Moments32<F16>>,
+     units_of<Keys16, Moments32<BF16>>, units_of<Keys64, Moments64>},
     {scale_32<F32>, scale_32<F16>, scale_32<BF16>, scale_f64},
     {clamp_32<F32>, clamp_32<F16>, clamp_32<BF16>, clamp_f64_all},
 };

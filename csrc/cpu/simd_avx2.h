@@ -205,6 +205,24 @@ inline uint16_t reduce_min_u16(U a) {
   return result;
 }
 
+inline U order_u32(U a) {
+  return _mm256_xor_si256(a, _mm256_srli_epi32(_mm256_srai_epi32(a, 31), 1));
+}
+inline U order_u16(U a) {
+  return _mm256_xor_si256(a, _mm256_srli_epi16(_mm256_srai_epi16(a, 15), 1));
+}
+inline U count_less_u32(U count, U a, U b) {
+  return _mm256_sub_epi32(count, _mm256_cmpgt_epi32(b, a));
+}
+inline U count_less_u16(U count, U a, U b) {
+  return _mm256_sub_epi16(count, _mm256_cmpgt_epi16(b, a));
+}
+inline D count_within_f64(D count, D a, D low, D high) {
+  const D within =
+      _mm256_and_pd(_mm256_cmp_pd(low, a, _CMP_LE_OQ), _mm256_cmp_pd(a, high, _CMP_LE_OQ));
+  return _mm256_add_pd(count, _mm256_and_pd(within, _mm256_set1_pd(1)));
+}
+
 inline U add_f32(U a, U b) {
   return _mm256_castps_si256(_mm256_add_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b)));
 }

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-namespace gradstat::avx512 {
+namespace gradstat::GRADSTAT_VARIANT {
 namespace {
 
 constexpr int kLanes = 16;
@@ -141,6 +141,26 @@ inline uint16_t reduce_min_u16(U a) {
       _mm512_min_epu32(odd, _mm512_and_si512(a, _mm512_set1_epi32(0xffff)))));
 }
 
+// a ^ (b & c) is 0x78 in the table of ternary operations.
+inline U order_u32(U a) {
+  return _mm512_ternarylogic_epi32(a, _mm512_srai_epi32(a, 31), _mm512_set1_epi32(0x7fffffff),
+                                   0x78);
+}
+inline U order_u16(U a) {
+  return _mm512_ternarylogic_epi32(a, _mm512_srai_epi16(a, 15), _mm512_set1_epi16(0x7fff), 0x78);
+}
+inline U count_less_u32(U count, U a, U b) {
+  return _mm512_mask_add_epi32(count, _mm512_cmplt_epi32_mask(a, b), count, _mm512_set1_epi32(1));
+}
+inline U count_less_u16(U count, U a, U b) {
+  return _mm512_mask_add_epi16(count, _mm512_cmplt_epi16_mask(a, b), count, _mm512_set1_epi16(1));
+}
+inline D count_within_f64(D count, D a, D low, D high) {
+  const __mmask8 from_low = _mm512_cmp_pd_mask(low, a, _CMP_LE_OQ);
+  return _mm512_mask_add_pd(count, _mm512_mask_cmp_pd_mask(from_low, a, high, _CMP_LE_OQ), count,
+                            _mm512_set1_pd(1));
+}
+
 inline U add_f32(U a, U b) {
   return _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b)));
 }
@@ -149,9 +169,18 @@ inline U square_add_f32(U a, U sum) {
   return _mm512_castps_si512(_mm512_fmadd_ps(value, value, _mm512_castsi512_ps(sum)));
 }
 
+#ifdef __AVX512BF16__
+#define GRADSTAT_HAS_DOT_BF16
+// sum + a[0] * b[0] + a[1] * b[1] of each 32-bit lane's bf16, in fp32; subnormals count as 0.
+inline U dot_bf16(U sum, U a, U b) {
+  return _mm512_castps_si512(_mm512_dpbf16_ps(
+      _mm512_castsi512_ps(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
+}
+#endif
+
 inline void store_exponents(uint8_t* to, U u) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_srli_epi32(u, 23)));
 }
 
 }  // namespace
-}  // namespace gradstat::avx512
+}  // namespace gradstat::GRADSTAT_VARIANT

@@ -141,6 +141,29 @@ inline int64_t total(const U16Count& count) {
 inline uint16_t reduce_max_u16(U a) { return vmaxvq_u16(as_u16(a)); }
 inline uint16_t reduce_min_u16(U a) { return vminvq_u16(as_u16(a)); }
 
+inline U order_u32(U a) {
+  const U negative = vreinterpretq_u32_s32(vshrq_n_s32(vreinterpretq_s32_u32(a), 31));
+  return veorq_u32(a, vshrq_n_u32(negative, 1));
+}
+inline U order_u16(U a) {
+  const uint16x8_t negative =
+      vreinterpretq_u16_s16(vshrq_n_s16(vreinterpretq_s16_u16(as_u16(a)), 15));
+  return veorq_u32(a, vreinterpretq_u32_u16(vshrq_n_u16(negative, 1)));
+}
+inline U count_less_u32(U count, U a, U b) {
+  return vsubq_u32(count, vcltq_s32(vreinterpretq_s32_u32(a), vreinterpretq_s32_u32(b)));
+}
+inline U count_less_u16(U count, U a, U b) {
+  const uint16x8_t less =
+      vcltq_s16(vreinterpretq_s16_u16(as_u16(a)), vreinterpretq_s16_u16(as_u16(b)));
+  return vreinterpretq_u32_u16(vsubq_u16(as_u16(count), less));
+}
+inline D count_within_f64(D count, D a, D low, D high) {
+  const uint64x2_t within = vandq_u64(vcleq_f64(low, a), vcleq_f64(a, high));
+  const uint64x2_t one = vreinterpretq_u64_f64(vdupq_n_f64(1));
+  return vaddq_f64(count, vreinterpretq_f64_u64(vandq_u64(within, one)));
+}
+
 inline U add_f32(U a, U b) {
   return vreinterpretq_u32_f32(vaddq_f32(vreinterpretq_f32_u32(a), vreinterpretq_f32_u32(b)));
 }

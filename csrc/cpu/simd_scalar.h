@@ -209,6 +209,37 @@ inline uint16_t reduce_min_u16(U a) {
   return result;
 }
 
+// The bits of values as integers in the order of the values: the magnitude of negative ones is
+// inverted.
+inline U order_u32(U a) {
+  for (int i = 0; i < 2; ++i) a.lane[i] ^= a.lane[i] >> 31 != 0 ? 0x7fffffffu : 0;
+  return a;
+}
+inline U order_u16(U a) {
+  Halves h = halves(a);
+  for (int i = 0; i < 4; ++i) h.lane[i] ^= h.lane[i] >> 15 != 0 ? 0x7fff : 0;
+  return from_halves(h);
+}
+// Counts lane by lane: 1 more where a < b, both taken as signed.
+inline U count_less_u32(U count, U a, U b) {
+  for (int i = 0; i < 2; ++i) {
+    count.lane[i] += static_cast<int32_t>(a.lane[i]) < static_cast<int32_t>(b.lane[i]);
+  }
+  return count;
+}
+inline U count_less_u16(U count, U a, U b) {
+  Halves h = halves(count), x = halves(a), y = halves(b);
+  for (int i = 0; i < 4; ++i) {
+    h.lane[i] = static_cast<uint16_t>(
+        h.lane[i] + (static_cast<int16_t>(x.lane[i]) < static_cast<int16_t>(y.lane[i])));
+  }
+  return from_halves(h);
+}
+// 1 more where low <= a <= high.
+inline D count_within_f64(D count, D a, D low, D high) {
+  return count + (low <= a && a <= high ? 1.0 : 0.0);
+}
+
 inline U add_f32(U a, U b) {
   for (int i = 0; i < 2; ++i) a.lane[i] = as_bits(as_float(a.lane[i]) + as_float(b.lane[i]));
   return a;

@@ -6,4 +6,6 @@
 #include "dispatch.h"
 // After everything they use.
 #include "moments_body.h"
+#include "units_body.h"
+// Last: it lists the kernels of all three.
 #include "scale_body.h"

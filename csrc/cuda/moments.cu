@@ -128,15 +128,6 @@ __device__ void write_tensor(const MomentsParameters& p, int index, const Tensor
             p.table + at * kNumColumns);
 }
 
-// Merges `count` moments that other blocks wrote, into shared->of_warps[0].
-__device__ void merge_all(const Moments* from, int64_t count, Shared* shared) {
-  Moments mine = empty_moments();
-#pragma unroll 1
-  for (int64_t i = threadIdx.x; i < count; i += kThreads) merge(&mine, load_moments(from + i));
-  __syncwarp();
-  block_merge(warp_merge(mine), shared->of_warps);
-}
-
 // Takes the block's chunk, and its tensor if this chunk is the last one done. Returns whether it
 // was.
 template <bool kHistogram>
@@ -160,7 +151,7 @@ __device__ bool run_chunk(const MomentsParameters& p, uint32_t* bins, Shared* sh
     if (threadIdx.x == 0) p.of_chunks[blockIdx.x] = *result;
     const auto count = static_cast<uint32_t>(task.plan.count);
     if (!arrive_last(p.arrivals + tensor, count, &shared->is_last)) return false;
-    merge_all(chunks, task.plan.count, shared);
+    merge_all(chunks, task.plan.count, shared->of_warps);
     dead_rows = dead_rows_of_long_rows(chunks, shared);
     if (threadIdx.x == 0) result->dead_rows += dead_rows;
   }
@@ -202,7 +193,7 @@ class BlockGroup {
 };
 
 __device__ void write_totals(const MomentsParameters& p, Shared* shared) {
-  merge_all(p.of_tensors, p.count, shared);
+  merge_all(p.of_tensors, p.count, shared->of_warps);
   const Moments& totals = shared->of_warps[0];
   if (threadIdx.x == 0) {
     write_row(totals, p.total_numel, p.total_rows, p.table + p.count * kNumColumns);

@@ -89,6 +89,15 @@ static __device__ inline Moments load_moments(const Moments* from) {
   return m;
 }
 
+// Merges `count` moments that other blocks wrote, into of_warps[0].
+static __device__ inline void merge_all(const Moments* from, int64_t count, Moments* of_warps) {
+  Moments mine = empty_moments();
+#pragma unroll 1
+  for (int64_t i = threadIdx.x; i < count; i += kThreads) merge(&mine, load_moments(from + i));
+  __syncwarp();
+  block_merge(warp_merge(mine), of_warps);
+}
+
 // Counts this block's arrival at a counter that began at 0. True, for all its threads, in the last
 // of `expected` blocks, which then sees everything that the others wrote before they arrived.
 // `is_last` is shared memory.

@@ -32,4 +32,10 @@ void scale(const TensorRef*, int64_t, const double*, int64_t, int, void*) { not_
 
 void clamp(const TensorRef*, int64_t, double, int, void*) { not_built(); }
 
+int64_t units_workspace_bytes(const TensorRef&) { not_built(); }
+
+void units(const TensorRef&, const UnitRule&, int64_t*, double*, void*, uint32_t*, int, void*) {
+  not_built();
+}
+
 }  // namespace gradstat::cuda

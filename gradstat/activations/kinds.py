@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gradstat._units import ActiveRule, UnitRule
 from gradstat.errors import ArgumentTypeError, ArgumentValueError
@@ -72,6 +72,9 @@ class Kind:
     def rule(self, bounds: Bounds) -> UnitRule:
         """Return what the kernel is told."""
         return UnitRule(self.active, *bounds)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return find_kind, (self.name,)
 
 
 _POSITIVE, _NONZERO, _NOT_LOW = ActiveRule

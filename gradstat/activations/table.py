@@ -90,8 +90,9 @@ class ActivationTable:
                 places[device] = end = start + n_counts + len(part.row)
                 counts.append(copies[device][start : start + n_counts].view(3, -1))
                 rows.append(copies[device][start + n_counts : end])
-            summed = torch.stack(counts).sum(0)
-            row = _fallback.merge_totals(torch.stack(rows))
+            only = len(rows) == 1 or not rows[1][_fallback.NUMEL] > 0
+            summed = counts[0] if only else torch.stack(counts).sum(0)
+            row = rows[0].clone() if only else _fallback.merge_totals(torch.stack(rows))
             row[_fallback.ROWS] = summed.shape[1]
             row[_fallback.DEAD_ROWS] = (summed[0] == 0).sum() if row[_fallback.NUMEL] > 0 else 0
             result.append((summed.long().numpy(), row))
@@ -157,6 +158,10 @@ class ActivationStats:
     def _counts(self) -> NDArray[np.int64]:
         return self._table._host[self._place][0]
 
+    @property
+    def _row(self) -> Tensor:
+        return self._table._host[self._place][1]
+
     # ---- what it is: nothing here waits for the device ----
 
     @property
@@ -207,7 +212,7 @@ class ActivationStats:
     @property
     def dead_units(self) -> int:
         """Units that no sample has activated: dead if this covers what the network is given."""
-        return int(self.moments.dead_rows)
+        return int(self._row[_fallback.DEAD_ROWS])
 
     @property
     def dead_fraction(self) -> float:
@@ -236,7 +241,10 @@ class ActivationStats:
         if self._entry.kind.by_position:
             saturated, of = self.saturated_high, self._entry.positions
         else:
-            saturated, of = self.saturated_low + self.saturated_high, int(self.moments.numel)
+            saturated, of = (
+                self.saturated_low + self.saturated_high,
+                int(self._row[_fallback.NUMEL]),
+            )
         return saturated / of if of else float("nan")
 
     @property

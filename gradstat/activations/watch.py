@@ -84,7 +84,7 @@ class Watcher(TorchFunctionMode):
             before = attributes.get("_compiled_call_impl")
             self._replaced.append((attributes, before))
             attributes["_compiled_call_impl"] = self._unseen(before or module._call_impl)
-        self._push()
+        _push(self)
 
     def stop(self) -> None:
         """End it, and leave every module as it was."""
@@ -95,8 +95,13 @@ class Watcher(TorchFunctionMode):
                 attributes["_compiled_call_impl"] = before
         self._replaced = []
         self._is_off = True
-        if self._is_innermost():
-            self._pop()
+        if any(mode is self for mode in _function_modes()):
+            inner: list[TorchFunctionMode] = []
+            while not self._is_innermost():
+                inner.append(_pop())
+            _pop()
+            for mode in reversed(inner):
+                _push(mode)
 
     def _unseen(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -110,21 +115,14 @@ class Watcher(TorchFunctionMode):
         if not self._is_innermost():  # another thread, or inside of a mode of somebody else
             yield
             return
-        self._pop()
+        _pop()
         try:
             yield
         finally:
-            self._push()
-
-    def _push(self) -> None:
-        self.__enter__()  # type: ignore[no-untyped-call]
-
-    def _pop(self) -> None:
-        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            _push(self)
 
     def _is_innermost(self) -> bool:
-        innermost = torch.overrides._get_current_function_mode()  # type: ignore[no-untyped-call]
-        return innermost is self
+        return _function_modes()[-1:] == [self]
 
     # ---- what is seen ----------------------------------------------------------------------------
 
@@ -263,3 +261,17 @@ def is_compiled(module: nn.Module) -> bool:
     return vars(module).get("_compiled_call_impl") is not None or (
         dynamo is not None and isinstance(module, dynamo.OptimizedModule)
     )
+
+
+def _push(mode: TorchFunctionMode) -> None:
+    torch.overrides._push_mode(mode)  # type: ignore[no-untyped-call]
+
+
+def _pop() -> TorchFunctionMode:
+    mode: TorchFunctionMode = torch.overrides._pop_mode()  # type: ignore[no-untyped-call]
+    return mode
+
+
+def _function_modes() -> list[TorchFunctionMode]:
+    """Return the modes of this thread, the innermost last."""
+    return list(torch.overrides._get_current_function_mode_stack())  # type: ignore[no-untyped-call]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,7 +85,6 @@ class Windows:
                 units,
             ):
                 site = _Site(call.kind, call.bounds, units, call.weight)
-                self._sites[call.name] = site
             half, device = site.newer, call.output.device
             half.by_device[device] = _kernels.units(
                 call.output,
@@ -94,6 +94,7 @@ class Windows:
                 name=call.name,
             )
             half.positions += call.positions
+            self._sites[call.name] = site
 
     def table(self) -> ActivationTable:
         """Return what both halves hold. Does not synchronise."""
@@ -109,6 +110,12 @@ class Windows:
                 for name, site in self._sites.items()
             ]
             return ActivationTable(measured, steps=self._newer_steps + self._older_steps)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_lock": threading.Lock()}
 
     def _open_step(self) -> None:
         """Begin a sampled step; the older half is forgotten where the newer one is full."""

@@ -27,11 +27,14 @@ from gradstat.diagnosis.evidence import Evidence
 from gradstat.diagnosis.finding import Finding
 from gradstat.diagnosis.rule import Case, Rule
 
+__all__ = ["RULES", "Case", "Evidence", "Finding", "Rule", "coverage", "diagnose"]
+
 RULES: tuple[Rule, ...] = (
     data.NonfiniteInputs(),
     data.InputScale(),
     data.Unshuffled(),
     data.TargetScale(),
+    data.Leak(),
     data.ConstantTargets(),
     data.Imbalance(),
     fit.ProbabilitiesAsLogits(),

@@ -2,107 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from gradstat.diagnosis.finding import Finding
 
-_OUTCOMES = ("flat-loss", "constant-predictions", "plateau", "underfitting", "oscillating-loss",
-             "diverging-loss")  # fmt: skip
-_FLOW = ("vanishing-gradient", "exploding-gradient", "dead-units", "saturated-activation",
-         "sparse-gradients", "nonfinite-loss", "nonfinite-gradient")  # fmt: skip
+_OUTCOMES = frozenset(
+    {"flat-loss", "constant-predictions", "plateau", "underfitting", "oscillating-loss",
+     "diverging-loss"}
+)  # fmt: skip
+"""What any fault can come to."""
 
-EXPLAINS: dict[str, tuple[str, ...]] = {
-    "parameters-not-updating": (
-        *_OUTCOMES,
-        "lr-too-low",
-        "vanishing-gradient",
-        "class-imbalance",
-        "bad-targets",
-        "overfitting",
-    ),
-    "gradient-accumulation": (
-        *_OUTCOMES,
-        *_FLOW,
-        "lr-too-high",
-        "overfitting",
-        "bad-targets",
-        "class-imbalance",
-    ),
-    "loss-output-mismatch": (
-        *_OUTCOMES,
-        *_FLOW,
-        "zero-loss",
-        "class-imbalance",
-        "overfitting",
-        "bad-targets",
-        "lr-too-high",
-        "parameters-not-updating",
-    ),
-    "bad-inputs": (
-        *_OUTCOMES,
-        *_FLOW,
-        "lr-too-high",
-        "lr-too-low",
-        "overfitting",
-        "bad-targets",
-        "class-imbalance",
-        "bad-initialization",
-    ),
-    "zero-loss": (*_OUTCOMES, "vanishing-gradient", "dead-units", "sparse-gradients",
-                  "parameters-not-updating"),
-    "bad-targets": (
-        *_OUTCOMES,
-        *_FLOW,
-        "lr-too-high",
-        "overfitting",
-        "class-imbalance",
-        "bad-initialization",
-    ),
-    "bad-initialization": (
-        *_OUTCOMES,
-        *_FLOW,
-        "lr-too-high",
-        "lr-too-low",
-        "bad-targets",
-        "overfitting",
-        "class-imbalance",
-    ),
-    "class-imbalance": (*_OUTCOMES, "bad-targets", "overfitting"),
-    "lr-too-high": (*_OUTCOMES, *_FLOW, "overfitting"),
-    "lr-too-low": (
-        "parameters-not-updating",
-        "flat-loss",
-        "constant-predictions",
-        "underfitting",
-        "plateau",
-        "class-imbalance",
-    ),
-    "exploding-gradient": (
-        "nonfinite-loss",
-        "nonfinite-gradient",
-        "diverging-loss",
-        "oscillating-loss",
-        "flat-loss",
-        "lr-too-high",
-        "dead-units",
-        "constant-predictions",
-    ),
-    "dead-units": ("vanishing-gradient", "sparse-gradients", *_OUTCOMES),
-    "saturated-activation": ("vanishing-gradient", *_OUTCOMES),
-    "vanishing-gradient": (*_OUTCOMES, "class-imbalance", "parameters-not-updating"),
-    "sparse-gradients": _OUTCOMES,
-    "nonfinite-loss": ("nonfinite-gradient", "diverging-loss"),
-    "plateau": ("flat-loss", "constant-predictions"),
-    "diverging-loss": ("oscillating-loss", "overfitting"),
-    "underfitting": ("constant-predictions", "flat-loss", "plateau", "vanishing-gradient"),
-    "constant-predictions": ("flat-loss",),
-}
-"""Cause and what it brings about, as far as a first look can tell: inputs that are not scaled
-saturate units, which lets gradients vanish, which leaves the loss flat."""
+_FLOW = frozenset(
+    {"vanishing-gradient", "exploding-gradient", "dead-units", "saturated-activation",
+     "sparse-gradients", "nonfinite-loss", "nonfinite-gradient"}
+)  # fmt: skip
+"""What becomes of signals and gradients on their way."""
+
+_DOUBTS = frozenset({"bad-targets", "class-imbalance", "overfitting"})
+"""What is also seen where a model cannot learn for another reason."""
+
+EXPLAINS: dict[str, Set[str]] = {
+    "parameters-not-updating": _OUTCOMES | _DOUBTS | {"lr-too-low", "vanishing-gradient"},
+    "gradient-accumulation": _OUTCOMES | _DOUBTS | _FLOW | {"lr-too-high"},
+    "loss-output-mismatch": _OUTCOMES | _DOUBTS | _FLOW
+    | {"zero-loss", "lr-too-high", "parameters-not-updating"},
+    "bad-inputs": _OUTCOMES | _DOUBTS | _FLOW
+    | {"lr-too-high", "lr-too-low", "bad-initialization"},
+    "bad-targets": _OUTCOMES | _FLOW
+    | {"lr-too-high", "bad-initialization", "class-imbalance", "overfitting"},
+    "bad-initialization": _OUTCOMES | _DOUBTS | _FLOW | {"lr-too-high", "lr-too-low"},
+    "zero-loss": _OUTCOMES
+    | {"vanishing-gradient", "dead-units", "sparse-gradients", "parameters-not-updating"},
+    "class-imbalance": _OUTCOMES | {"bad-targets", "overfitting"},
+    "lr-too-high": _OUTCOMES | _FLOW | {"overfitting", "bad-targets"},
+    "lr-too-low": _OUTCOMES | {"parameters-not-updating", "class-imbalance"},
+    "exploding-gradient": {"nonfinite-loss", "nonfinite-gradient", "diverging-loss", "flat-loss",
+                           "oscillating-loss", "lr-too-high", "dead-units", "constant-predictions"},
+    "dead-units": _OUTCOMES | {"vanishing-gradient", "sparse-gradients", "bad-targets"},
+    "saturated-activation": _OUTCOMES | {"vanishing-gradient", "bad-targets", "lr-too-high"},
+    "vanishing-gradient": _OUTCOMES
+    | {"bad-targets", "class-imbalance", "parameters-not-updating"},
+    "sparse-gradients": _OUTCOMES | {"bad-targets"},
+    "nonfinite-loss": {"nonfinite-gradient", "diverging-loss", "lr-too-high", "dead-units"},
+    "nonfinite-gradient": {"nonfinite-loss", "diverging-loss"},
+    "plateau": {"flat-loss", "constant-predictions", "bad-targets"},
+    "underfitting": {"constant-predictions", "flat-loss", "plateau", "vanishing-gradient",
+                     "bad-targets", "dead-units", "sparse-gradients", "lr-too-low"},
+    "overfitting": {"bad-targets"},
+    "diverging-loss": {"oscillating-loss", "overfitting"},
+    "constant-predictions": {"flat-loss", "bad-targets"},
+}  # fmt: skip
+"""Cause and what it brings about: inputs that are not scaled saturate units, which lets gradients
+vanish, which leaves the loss flat."""
 
 
-for _code in ("lr-too-high", "dead-units", "saturated-activation", "vanishing-gradient", "plateau"):
-    EXPLAINS[_code] = (*EXPLAINS[_code], "bad-targets")
+_NOTHING: Set[str] = frozenset()
+_ORDER = {code: place for place, code in enumerate(EXPLAINS)}
 
 
 def rank(findings: Iterable[Finding]) -> list[Finding]:
@@ -136,13 +91,15 @@ def _strength(finding: Finding) -> tuple[bool, float]:
 
 
 def _explains(cause: Finding, symptom: Finding) -> bool:
-    if symptom.code not in EXPLAINS.get(cause.code, ()):
+    if symptom.code not in EXPLAINS.get(cause.code, _NOTHING):
         return False
     if "info" in (cause.severity, symptom.severity):
         return False
-    mutual = cause.code in EXPLAINS.get(symptom.code, ())
-    if mutual:
-        return cause.confidence > symptom.confidence
+    if cause.code in EXPLAINS.get(symptom.code, _NOTHING):
+        return (cause.confidence, -_ORDER[cause.code]) > (
+            symptom.confidence,
+            -_ORDER[symptom.code],
+        )
     return cause.confidence >= symptom.confidence * 2 / 3
 
 

@@ -44,7 +44,8 @@ class NonfiniteInputs(Rule):
                     code,
                     "error",
                     0.98,
-                    f"the {name} hold NaN or Inf, which every loss and gradient behind them takes on",
+                    f"the {name} hold NaN or Inf, which every loss and gradient behind them "
+                    "takes on",
                     (
                         f"find the rows: torch.isfinite({name}).all(-1)",
                         "drop them or fill the gaps before training",
@@ -98,7 +99,8 @@ class InputScale(Rule):
         certainty = 0.4 if case.learns else 0.9
         if rms > self.large:
             yield self._finding(
-                f"the inputs are {rms:.3g} in size where initialisations assume about 1: first-layer "
+                f"the inputs are {rms:.3g} in size where initialisations assume about 1: "
+                "first-layer "
                 "sums saturate units and gradients grow with the inputs",
                 (
                     "divide inputs by 255"
@@ -150,7 +152,7 @@ class Unshuffled(Rule):
     needs = ("targets",)
 
     within: float = 0.35
-    """Share of the pooled entropy that a batch has, at most; a random batch has nearly all of it."""
+    """Share of the pooled entropy that a batch has, at most; a random batch has nearly all."""
 
     min_batches: int = 6
 
@@ -169,7 +171,8 @@ class Unshuffled(Rule):
                 "bad-inputs",
                 "info" if case.learns else "error",
                 0.92,
-                "each batch holds hardly more than one class: the data is sorted and not shuffled, so "
+                "each batch holds hardly more than one class: the data is sorted and not "
+                "shuffled, so "
                 "every stretch of steps unlearns the one before",
                 ("shuffle: DataLoader(..., shuffle=True)", "check that the order is drawn anew"),
                 (
@@ -213,8 +216,9 @@ class TargetScale(Rule):
             yield Finding(
                 "bad-targets",
                 "error" if rms > 10 * self.large else "warning",
-                0.91,
-                f"the targets are {rms:.3g} in size and the first outputs {outputs:.2g}: the loss and its "
+                0.91 if task.loss is not None else 0.6,
+                f"the targets are {rms:.3g} in size and the first outputs {outputs:.2g}: the "
+                "loss and its "
                 "gradients start out of proportion to the weights",
                 (
                     "standardise the targets: (y - mean) / std over the training set, and undo it "
@@ -227,6 +231,41 @@ class TargetScale(Rule):
                 ),
                 "Bishop 1995, Neural Networks for Pattern Recognition, section 8.2",
             )
+
+
+@dataclass(frozen=True)
+class Leak(Rule):
+    """Integer targets that are the inputs: a text that is to predict itself."""
+
+    codes = ("bad-targets",)
+    needs = ("inputs", "targets")
+
+    min_values: int = 64
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        compared = 0
+        for batch in case.run.batches:
+            if batch.inputs is None or batch.targets is None:
+                continue
+            both_integers = {"inputs", "targets"} <= batch.integers
+            count = min(batch.inputs.size, batch.targets.size)
+            inputs, targets = batch.inputs.ravel()[:count], batch.targets.ravel()[:count]
+            if not both_integers or batch.shapes["inputs"] != batch.shapes["targets"]:
+                return
+            if (inputs != targets).any():
+                return
+            compared += count
+        if compared < self.min_values:
+            return
+        yield Finding(
+            "bad-targets",
+            "error",
+            0.93,
+            "the targets are the inputs: there is nothing to predict",
+            ("shift the targets by one: inputs = tokens[:, :-1], targets = tokens[:, 1:]",),
+            (Measure("targets that equal their inputs", 1.0, "share", threshold=1.0),),
+            "definition of a language model's loss",
+        )
 
 
 @dataclass(frozen=True)
@@ -301,7 +340,8 @@ class Imbalance(Rule):
             "class-imbalance",
             "warning",
             certainty,
-            f"one class makes up {shares[0]:.0%} of the targets, and the model does no better than to give "
+            f"one class makes up {shares[0]:.0%} of the targets, and the model does no better "
+            "than to give "
             "that answer always",
             (
                 "weight the loss by class (CrossEntropyLoss(weight=...), BCEWithLogitsLoss("
@@ -311,8 +351,11 @@ class Imbalance(Rule):
             ),
             (
                 Measure("share of the commonest class", float(shares[0]), threshold=self.common),
-                *([Measure("share of the other rows that is found", found, threshold=self.recall)]
-                  if found is not None else []),
+                *(
+                    [Measure("share of the other rows that is found", found, threshold=self.recall)]
+                    if found is not None
+                    else []
+                ),
             ),
             "He and Garcia 2009, doi:10.1109/TKDE.2008.239; SageMaker Debugger, ClassImbalance",
         )
@@ -330,7 +373,7 @@ def _rare_recall(case: Case) -> float | None:
         if task.kind == "classes":
             predicted = batch.outputs.argmax(-1)
         else:
-            is_probability = 0 <= batch.outputs.min() and batch.outputs.max() <= 1
+            is_probability = batch.outputs.min() >= 0 and batch.outputs.max() <= 1
             predicted = (batch.outputs.ravel() > (0.5 if is_probability else 0)).astype(float)
         rare = (targets != common) & (targets >= 0)
         hits += int((predicted[rare] == targets[rare]).sum())

@@ -174,6 +174,9 @@ class ModelFacts:
     n_own: int
     """Parameters of the optimizer that are the model's."""
 
+    dropout: float = 0.0
+    """Largest probability of a dropout module."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -184,8 +187,6 @@ class Site:
     units: int
     dead_units: int
     saturated_fraction: float
-    zero_fraction: float
-    rms: float
 
 
 @dataclass(frozen=True)
@@ -200,8 +201,8 @@ class Evidence:
     recent_steps: NDArray[np.int64]
     """Numbers of the last recorded steps: (w,)."""
 
-    recent: Floats
-    """Tables of their gradients: (w, layers, 12)."""
+    recent_nonfinite: Floats
+    """NaN and Inf in each gradient in those steps: (w, layers); NaN where it is missing."""
 
     decisions: Floats
     """Decisions on those steps: (w, 6), as `Monitor.decisions`."""
@@ -211,6 +212,12 @@ class Evidence:
     optimizer: OptimizerFacts | None = None
     model: ModelFacts | None = None
     sites: tuple[Site, ...] = ()
+    first_sites: tuple[Site, ...] = ()
+    """The same after the first step."""
+
+    activations_watched: bool = True
+    """Whether a model was watched for activations; without, ``sites`` is empty in any case."""
+
     skipped_steps: int = 0
     accumulated_steps: int = 0
     """Steps whose gradients had been added to those of the step before."""

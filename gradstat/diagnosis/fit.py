@@ -43,7 +43,8 @@ class ProbabilitiesAsLogits(Rule):
         outputs = [batch.outputs for batch in paired if batch.outputs is not None]
         if task.loss.name == "cross-entropy" and all(map(_are_probabilities, outputs)):
             yield _finding(
-                "the outputs are probabilities already, and the cross-entropy takes the softmax of them "
+                "the outputs are probabilities already, and the cross-entropy takes the softmax "
+                "of them "
                 "once more: gradients shrink, and the loss cannot get near 0",
                 ("remove the softmax and give the loss the logits",),
                 0.97,
@@ -55,7 +56,8 @@ class ProbabilitiesAsLogits(Rule):
         n_values = sum(o.size for o in outputs)
         if task.loss.name == "bce-with-logits" and in_range and n_values >= 32:
             yield _finding(
-                "the outputs lie between 0 and 1, as after a sigmoid, and BCEWithLogitsLoss takes the "
+                "the outputs lie between 0 and 1, as after a sigmoid, and BCEWithLogitsLoss "
+                "takes the "
                 "sigmoid of them once more: no answer below one half can be given",
                 ("remove the sigmoid and give the loss the logits", "or use BCELoss"),
                 0.95,
@@ -82,7 +84,8 @@ class LogitsAsLogProbabilities(Rule):
         ]
         if off and np.median(off) > 0.05:
             yield _finding(
-                "NLLLoss is given outputs that are no log-probabilities: it can fall for ever without "
+                "NLLLoss is given outputs that are no log-probabilities: it can fall for ever "
+                "without "
                 "any answer getting better",
                 ("use CrossEntropyLoss on the logits", "or end the model with log_softmax"),
                 0.96,
@@ -109,7 +112,8 @@ class OneUnitSoftmax(Rule):
         by_class = task.kind == "classes" and task.n_classes == 1
         if all((array == 1).all() for array in arrays):
             yield _finding(
-                "the only output is exactly 1 for every row: a softmax over one unit is 1 whatever goes in, "
+                "the only output is exactly 1 for every row: a softmax over one unit is 1 "
+                "whatever goes in, "
                 "and no gradient comes back",
                 ("use a sigmoid in place of the softmax", "with BCEWithLogitsLoss use neither"),
                 0.97,
@@ -139,7 +143,8 @@ class Broadcast(Rule):
             confidence = self._confidence(batch)
             if confidence > 0:
                 yield _finding(
-                    f"outputs of shape {shapes[0]} and targets of shape {shapes[1]} are broadcast to "
+                    f"outputs of shape {shapes[0]} and targets of shape {shapes[1]} are "
+                    "broadcast to "
                     "a square: every output is pulled to the mean of all targets",
                     ("targets = targets.unsqueeze(1)", "or outputs = outputs.squeeze(1)"),
                     confidence,
@@ -195,13 +200,14 @@ class OutputRange(Rule):
         for name, low, high, looks_so in (
             ("sigmoid or softmax", 0.0, 1.0, outputs.min() >= 0 and outputs.max() <= 1),
             ("tanh", -1.0, 1.0, outputs.min() >= -1 and outputs.max() <= 1),
-            ("ReLU", 0.0, np.inf, outputs.min() >= 0 and 0.02 < (outputs == 0).mean()),
+            ("ReLU", 0.0, np.inf, outputs.min() >= 0 and (outputs == 0).mean() > 0.02),
         ):
             outside = float(((targets < low - 1e-6) | (targets > high + 1e-6)).mean())
             if not looks_so or outside < self.beyond or not self._is_bounded(case, name, outputs):
                 continue
             yield _finding(
-                f"the outputs stay in [{low:g}, {high:g}], as after {name}, and {outside:.0%} of the "
+                f"the outputs stay in [{low:g}, {high:g}], as after {name}, and {outside:.0%} of "
+                "the "
                 "targets lie outside: they can never be met",
                 ("remove the last activation", "or scale the targets into its range"),
                 0.93,
@@ -210,7 +216,7 @@ class OutputRange(Rule):
             return
 
     def _is_bounded(self, case: Case, name: str, outputs: Floats) -> bool:
-        """Whether the outputs look cut off, not just small: the model ends so, or they crowd there."""
+        """Whether the outputs look cut off: the model ends so, or they crowd at the ends."""
         model = case.run.model
         last = model.modules[-1].lower() if model is not None and model.modules else ""
         if last and last in name.lower():

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gradstat.diagnosis.evidence import ABS_MAX, INFS, L2, NANS, Floats
+from gradstat.diagnosis.evidence import ABS_MAX, INFS, L2, NANS, Curve, Floats
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.rule import Case, Rule, middle
 
@@ -88,7 +89,7 @@ class Exploding(Rule):
         largest = float(np.nanmax(np.where(np.isfinite(matrices), matrices, 0), initial=0))
         spread = float(norms.max() / np.median(norms))
         if largest > self.grown:
-            confidence = min(0.93, 0.7 + 0.05 * np.log10(largest / self.grown))
+            confidence = float(min(0.95, 0.75 + 0.05 * np.log10(largest / self.grown)))
             seen = Measure("gradient over weight", largest, threshold=self.grown)
             text = f"gradients are {largest:.2g} times as large as the weights they are to correct"
         elif spread > self.spike and norms.size >= 20:
@@ -122,6 +123,12 @@ class Nonfinite(Rule):
     lasting: float = 0.3
     """Share of the last values that are not finite: a scaler's first overflows pass."""
 
+    warm_up: int = 10
+    """Values in which a scaler may look for its scale."""
+
+    sudden: float = 100.0
+    """Largest loss before an Inf, over the first, below which the Inf came of itself."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
         loss = run.loss
@@ -130,8 +137,11 @@ class Nonfinite(Rule):
             bad = ~np.isfinite(loss.values)
             if bad[-max(1, len(bad) // 4) :].mean() > self.lasting or bad[-3:].all():
                 first_loss = int(loss.steps[bad.argmax()]) + 1
-                yield self._of_loss(case, first_loss, float(bad.mean()))
-        counts = run.recent[..., NANS] + run.recent[..., INFS]
+                yield self._of_loss(case, loss, bad)
+            elif bad[self.warm_up :].sum() >= 2:
+                first_loss = int(loss.steps[bad.argmax()]) + 1
+                yield self._now_and_then(first_loss, float(bad.mean()))
+        counts = run.recent_nonfinite
         bad_steps = np.nansum(counts, axis=1) > 0
         probes = run.probes.gradients
         bad_probes = np.nansum(probes[..., NANS] + probes[..., INFS], axis=1) > 0
@@ -143,7 +153,7 @@ class Nonfinite(Rule):
         yield Finding(
             "nonfinite-gradient",
             "error",
-            0.9 if first_loss is None or first < first_loss else 0.75,
+            0.93 if first_loss is None or first < first_loss else 0.75,
             "gradients hold NaN or Inf"
             + (" while the loss is finite" if first_loss is None else ""),
             (
@@ -157,12 +167,35 @@ class Nonfinite(Rule):
             (first,),
         )
 
-    def _of_loss(self, case: Case, step: int, share: float) -> Finding:
+    def _now_and_then(self, step: int, share: float) -> Finding:
+        return Finding(
+            "nonfinite-loss",
+            "warning",
+            0.85,
+            f"the loss of some batches is NaN or Inf ({share:.1%} of them)",
+            (
+                "look at these batches: an empty mask or class makes a mean over nothing",
+                "divide by max(count, 1)",
+            ),
+            (Measure("share of losses not finite", share, threshold=0.0),),
+            "IEEE 754 arithmetic",
+            steps=(step,),
+        )
+
+    def _of_loss(self, case: Case, loss: Curve, bad: NDArray[np.bool_]) -> Finding:
+        place = int(bad.argmax())
+        step = int(loss.steps[place]) + 1
+        share = float(bad.mean())
+        before = np.abs(loss.values[:place])
+        # A run that explodes takes some steps; log(0) and exp(1000) come out of the blue.
+        is_sudden = np.isinf(loss.values[place]) and (
+            place == 0 or before.max() < self.sudden * before[0]
+        )
         half = any(layer.epsilon > 1e-4 for layer in case.run.layers)
         return Finding(
             "nonfinite-loss",
             "error",
-            0.9,
+            0.95 if is_sudden else 0.9,
             f"the loss is NaN or Inf from step {step} on",
             (
                 "look for log(0), division by 0 and exp of large numbers in model and loss",

@@ -60,10 +60,10 @@ class Overfitting(Rule):
     codes = ("overfitting",)
     needs = ("loss", "val_loss")
 
-    rise: float = 0.1
+    rise: float = 0.15
     """Last validation loss above its lowest, as a share of it; SageMaker Debugger asks for 10 %."""
 
-    gap: float = 2.0
+    gap: float = 1.15
     """Validation loss over training loss at the end, at least."""
 
     matters: float = 0.5
@@ -77,19 +77,24 @@ class Overfitting(Rule):
         k = max(1, len(values) // 10)
         last, lowest = float(np.median(values[-k:])), float(values.min())
         rise = last / max(abs(lowest), 1e-12) - 1
-        if last < self.gap * shape.last or shape.fall < 0.2:
+        # The two may be sums over unlike numbers of rows: compare what has become of each.
+        began = float(values[0]) / max(abs(shape.first), 1e-12)
+        fair = began if not 0.5 < began < 2 else 1.0
+        train = shape.last * fair
+        if last < self.gap * train or shape.fall < 0.2:
             return
         chance = case.task.chance
         guess = chance if chance is not None else float(np.median(values[:2]))
         matters = last > self.matters * guess
-        if rise < self.rise and not (matters and last > 10 * shape.last):
+        if rise < self.rise and not (matters and last > 10 * train):
             return
         yield Finding(
             "overfitting",
             "warning" if matters else "info",
             0.85 if matters else 0.3,
             (
-                f"the validation loss has risen by {rise:.0%} from its lowest while the training loss fell"
+                f"the validation loss has risen by {rise:.0%} from its lowest while the training "
+                "loss fell"
                 if rise >= self.rise
                 else "the validation loss stays high while the training loss falls"
             )
@@ -100,11 +105,11 @@ class Overfitting(Rule):
             ),
             (
                 Measure("rise of the validation loss", rise, threshold=self.rise),
-                Measure("validation over training loss", last / max(shape.last, 1e-12),
+                Measure("validation over training loss", last / max(train, 1e-12),
                         threshold=self.gap),
             ),
             "Goodfellow et al. 2016, Deep Learning, section 7.8; SageMaker Debugger, Overfit",
-            steps=(int(val.steps[np.nanargmin(np.where(np.isfinite(val.values), val.values, np.inf))]),),
+            steps=(int(val.steps[np.flatnonzero(val.values == lowest)[0]]),),
         )  # fmt: skip
 
 
@@ -118,23 +123,26 @@ class RandomTargets(Rule):
     reach: float = 0.1
     """Updates over weights, times the steps: below that the run has not tried."""
 
+    unseen: float = 0.97
+    """Best validation loss over that of a guess, at least."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         run, shape, chance = case.run, case.loss, case.task.chance
-        if shape is None or chance is None or chance <= 0 or case.learns:
+        if shape is None or chance is None or chance <= 0:
             return
         if len(case.task.shares) and case.task.shares[0] > 0.85:  # imbalance looks the same
             return
         val = run.val_loss
-        unseen = (
-            val is not None and len(val.finite) >= 3 and float(val.finite.min()) > 0.97 * chance
-        )
+        if val is None or len(val.finite) < 3:
+            return
+        best = float(val.finite.min())
         reach = float(middle(ratios(case)[-3:])) * run.step
-        if not unseen or shape.last > 1.1 * chance or reach < self.reach:
+        if best < self.unseen * chance or shape.last > 1.1 * chance or reach < self.reach:
             return
         yield Finding(
             "bad-targets",
             "warning",
-            0.5,
+            0.7 if case.learns else 0.5,
             "the weights have moved far, but validation is never better than a guess: the targets "
             "seem to have nothing to do with the inputs",
             (
@@ -143,8 +151,8 @@ class RandomTargets(Rule):
             ),
             (
                 Measure("way of the weights", reach, "of their size", threshold=self.reach),
-                Measure("best validation loss over a guess", float(val.finite.min()) / chance,
-                        threshold=0.95),
+                Measure("best validation loss over a guess", best / chance,
+                        threshold=self.unseen),
             ),
             "Zhang et al. 2017, 1611.03530",
         )  # fmt: skip
@@ -152,10 +160,14 @@ class RandomTargets(Rule):
 
 @dataclass(frozen=True)
 class Underfitting(Rule):
-    """A run that has stopped to improve with much of its loss left."""
+    """A run that has stopped to improve with much of its loss left, and something that explains it.
+
+    Without an explanation it is information only: what is left may be noise that nobody can learn,
+    as of most text.
+    """
 
     codes = ("underfitting",)
-    needs = ("loss",)
+    needs = ("loss", "outputs", "targets")
 
     left: float = 0.5
     """Share of a guess's loss that is left, of classes."""
@@ -163,34 +175,79 @@ class Underfitting(Rule):
     left_of_numbers: float = 0.8
     """The same of numbers, which are often noisy: of scikit-learn's diabetes half is noise."""
 
+    left_with_reason: float = 0.3
+    """The same where something is seen that holds the model back."""
+
+    dropout: float = 0.7
+    """Probability from which dropout takes too much; 0.5 is the largest in use (1207.0580)."""
+
+    stalled: float = 0.05
+    """Change over the second half of the run, over the last value, at most."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
-        shape, chance = case.loss, case.task.chance
+        shape, chance, run = case.loss, case.task.chance, case.run
         if shape is None or chance is None or chance <= 0:
             return
         floor = case.task.floor
         left = (shape.last - floor) / max(chance - floor, 1e-12)
-        shrunk = shrunk_weights(case)
+        reason, remedy, confidence = self._reason(case)
         most = self.left if case.task.kind != "numbers" else self.left_of_numbers
-        if left < most or (case.skill is not None and case.skill > 0.6):
+        if reason:
+            most = self.left_with_reason
+        if left < most or (case.skill is not None and case.skill > 0.7):
             return
-        if abs(shape.fall) < 0.03 and not shrunk:  # that is a flat loss, whatever the reason
+        if not reason and abs(shape.fall) < 0.03:  # that is a flat loss, whatever the reason
             return
-        decay = case.run.optimizer.weight_decay if case.run.optimizer is not None else 0.0
-        improving = -shape.trend > max(2 * shape.trend_error, 0.15 * shape.last)
-        confidence = 0.92 if shrunk else 0.35 if improving else 0.5
+        stalls = -shape.trend < max(2 * shape.trend_error, self.stalled * abs(shape.last))
+        if not reason and stalls and run.val_loss is not None and run.step >= 100:
+            confidence = 0.5
         yield Finding(
             "underfitting",
-            "info" if improving or (case.run.val_loss is None and not shrunk) else "warning",
+            "warning" if confidence >= 0.5 else "info",
             confidence,
-            "weight decay has all but erased the weights"
-            if shrunk
-            else f"{left:.0%} of a guess's loss is left and it hardly falls any more",
-            (
-                *([f"lower weight_decay ({decay:g})"] if decay >= 0.01 else []),
-                "a larger model, or less dropout and regularisation",
-                "train longer",
-            ),
+            f"{left:.0%} of a guess's loss is left" + (f": {reason}" if reason else ""),
+            (*remedy, "use a larger model, or less regularisation", "train longer"),
             (Measure("loss over a guess", left, threshold=most),),
             "Goodfellow et al. 2016, Deep Learning, section 5.2",
         )
 
+    def _is_linear(self, case: Case) -> bool:
+        run = case.run
+        if run.model is None or run.sites or len(run.matrices) < 2 or not run.activations_watched:
+            return False
+        return all(
+            name.startswith(("Linear", "Conv", "Flatten", "Identity", "Dropout", "BatchNorm"))
+            for name in run.model.modules
+        )
+
+    def _reason(self, case: Case) -> tuple[str, tuple[str, ...], float]:
+        """Return what holds the model back, what to do, and how sure that is."""
+        run = case.run
+        if shrunk_weights(case) and run.optimizer is not None:
+            decay = run.optimizer.weight_decay
+            return (
+                "weight decay has all but erased the weights",
+                (f"lower weight_decay from {decay:g} to 0.01 or less",),
+                0.92,
+            )
+        if run.model is not None and run.model.dropout >= self.dropout:
+            p = run.model.dropout
+            return (
+                f"dropout takes {p:.0%} of a layer's units",
+                (f"lower dropout from {p:g} to 0.1 ... 0.5: p is the share that is dropped",),
+                0.92,
+            )
+        if self._is_linear(case):
+            return (
+                "no activation function stands between the layers, so the model is linear",
+                ("put ReLU or GELU between the layers",),
+                0.75,
+            )
+        widths = [run.layers[i].shape[0] for i in run.matrices[:-1]]
+        if widths and min(widths) <= 2:
+            return (
+                f"a layer of {min(widths)} units is all that the inputs pass through",
+                ("widen the narrowest layer",),
+                0.7,
+            )
+        return "", (), 0.35

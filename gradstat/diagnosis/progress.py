@@ -62,7 +62,9 @@ class FlatLoss(Rule):
         moved = abs(shape.fall)
         noise = 2 * shape.noise / max(abs(shape.first), 1e-12) / 3
         quiet = shape.noise < self.noise * abs(shape.first)
-        if case.task.chance is None and (moved > self.fall or not quiet):
+        values = case.run.loss.finite if case.run.loss is not None else np.zeros(0)
+        wanders = values.max() > 1.2 * shape.first or values.min() < 0.8 * shape.first
+        if case.task.chance is None and (moved > self.fall or not quiet or wanders):
             return
         if moved > max(self.fall, noise) or shape.peak > 3 * abs(shape.first):
             return
@@ -136,7 +138,7 @@ class Oscillating(Rule):
     """A loss that swings to and fro by more than batches differ."""
 
     codes = ("oscillating-loss",)
-    needs = ("loss",)
+    needs = ("loss", "targets")
 
     swing: float = 0.5
     """Spread of the second half (between its deciles) over its median, at least."""
@@ -146,7 +148,7 @@ class Oscillating(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         loss, shape = case.run.loss, case.loss
-        if loss is None or shape is None or case.learns:
+        if loss is None or shape is None or case.learns or not case.is_supervised:
             return
         half = loss.finite[len(loss.finite) // 2 :]
         low, middle, high = np.quantile(half, [0.1, 0.5, 0.9])
@@ -202,7 +204,8 @@ class Plateau(Rule):
             "plateau",
             "warning",
             0.72,
-            "every layer's gradient is tiny while the loss is high: the run sits on a plateau or saddle",
+            "every layer's gradient is tiny while the loss is high: the run sits on a plateau or "
+            "saddle",
             (
                 "start from larger random weights",
                 "use momentum or Adam, which walk along flat directions",

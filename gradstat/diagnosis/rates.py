@@ -63,7 +63,7 @@ class TooHigh(Rule):
             confidence = 0.9
         elif (usual > self.large or largest > 3 * self.large) and (rose or lost or worse):
             confidence = 0.8
-        elif usual > 0.003 and (unsettled or rose) and (worse or unsettled):
+        elif usual > 0.003 and (unsettled or (rose and worse)) and case.is_supervised:
             confidence = 0.7
         else:
             return
@@ -126,7 +126,8 @@ class TooLow(Rule):
             "lr-too-low",
             "warning",
             0.85 if stands and usual < self.usual else 0.6 if slow and stands else 0.45,
-            f"a step changes the weights by {usual:.1g} of their size; all {run.step} steps together "
+            f"a step changes the weights by {usual:.1g} of their size; all {run.step} steps "
+            "together "
             f"could not have moved them by more than {reach:.1g}",
             (
                 "multiply lr by 10 until the update is about 1e-3 of the weights",
@@ -144,6 +145,6 @@ class TooLow(Rule):
         shape, chance, val = case.loss, case.task.chance, case.run.val_loss
         if shape is None or chance is None or shape.last < 0.85 * chance:
             return False
-        if val is not None and val.finite.size and val.finite.min() > 0.97 * val.finite[0]:
+        if val is None or not val.finite.size or val.finite.min() > 0.97 * val.finite[0]:
             return False
         return -shape.trend > 2 * shape.trend_error and shape.fall > 0.02

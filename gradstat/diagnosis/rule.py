@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradstat.diagnosis.curve import Shape, shape_of
 from gradstat.diagnosis.evidence import Batch, Evidence, Floats
@@ -54,41 +54,60 @@ class Case:
         return shape.last <= shape.best + 0.1 * fall
 
     @cached_property
+    def is_supervised(self) -> bool:
+        """Whether there are targets: without them a loss need not fall for a run to be well."""
+        return bool(self.task.with_targets)
+
+    @cached_property
+    def generalises(self) -> bool:
+        """Whether the validation loss comes down and stays there.
+
+        To half of its first value, or to 70 % of what a guess scores where that is known.
+        """
+        val, chance = self.run.val_loss, self.task.chance
+        if val is None or len(val.finite) < 3:
+            return False
+        last = float(np.median(val.finite[-max(1, len(val.finite) // 5) :]))
+        low = 0.7 * chance if chance is not None else 0.5 * float(val.finite[0])
+        return bool(last < low and last < 2 * val.finite.min())
+
+    @cached_property
     def learns(self) -> bool | None:
         """Whether the run has clearly got somewhere; None where nothing tells.
 
-        Told by the outputs where they can be compared with targets: a third of what can be explained.
-        Else by the loss: it ends below 70 % of what a guess scores, or of where it began.
+        Told by the validation loss, else by the outputs where they can be compared with targets: a
+        third of what there is to explain. Else by the loss: it ends below 70 % of what a guess
+        scores, or of where it began.
         """
         shape, chance = self.loss, self.task.chance
-        if self.skill is not None:
+        if shape is not None and chance is not None and shape.last > 1.2 * chance:
+            return False
+        if self.generalises:
+            return True
+        # Without the loss the outputs' own scale is not known: they may be logits.
+        if self.skill is not None and (self.skill > 1 / 3 or self.task.loss is not None):
             return self.skill > 1 / 3 and self.is_settled is not False
         if shape is None:
             return None
         return bool(self.is_settled) and shape.last < 0.7 * (chance if chance else shape.first)
 
     @cached_property
-    def early_probes(self) -> NDArrayBool:
-        """Which probes belong to the first tenth of the run, four at least."""
-        steps = self.run.probes.steps
-        return steps <= max(4, self.run.step // 10)
-
-    @cached_property
-    def late_probes(self) -> NDArrayBool:
+    def late_probes(self) -> NDArray[np.bool_]:
         """Which probes belong to the second half of the run."""
         steps = self.run.probes.steps
-        return (steps > self.run.step / 2) | (steps == steps.max(initial=0))
+        late: NDArray[np.bool_] = (steps > self.run.step / 2) | (steps == steps.max(initial=0))
+        return late
 
 
-NDArrayBool = np.ndarray[tuple[int], np.dtype[np.bool_]]
-
-
-def middle(values: Floats, axis: int | None = None) -> Floats:
-    """Return the median of the finite values; NaN where there are none."""
-    kept = np.where(np.isfinite(values), values, np.nan)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # NaN is what it is to give then
-        result: Floats = np.nanmedian(kept, axis=axis)
+def middle(values: Floats, axis: int = -1) -> Floats:
+    """Return the median of the finite values along an axis; NaN where there are none."""
+    ordered = np.sort(np.where(np.isfinite(values), values, np.nan), axis=axis)  # NaN comes last
+    count = np.isfinite(ordered).sum(axis=axis, keepdims=True)
+    if ordered.shape[axis] == 0:
+        return np.full(count.squeeze(axis).shape, np.nan)
+    low = np.take_along_axis(ordered, np.maximum(count - 1, 0) // 2, axis)
+    high = np.take_along_axis(ordered, np.minimum(count // 2, np.maximum(count - 1, 0)), axis)
+    result: Floats = ((low + high) / 2).squeeze(axis)
     return result
 
 

@@ -1,5 +1,7 @@
-"""What the run is asked to do, told from samples of its batches: classes or numbers, which loss,
-and what guessing would score."""
+"""What the run is asked to do, told from samples of its batches.
+
+Classes or numbers, which loss, and what guessing would score.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +32,15 @@ class Loss:
     reduction: Reduction
 
 
+def _rows(batches: Sequence[Batch]) -> list[tuple[Floats, Floats]]:
+    """Return outputs and targets of the samples that have both, row beside row."""
+    return [
+        (batch.outputs, batch.targets)
+        for batch in batches
+        if batch.is_paired and batch.outputs is not None and batch.targets is not None
+    ]
+
+
 class Task:
     """The task of a run.
 
@@ -47,16 +58,17 @@ class Task:
 
     @cached_property
     def kind(self) -> Kind:
-        """Classes: integers beside one output for each class. Binary: zeros and ones beside as many
-        outputs. Numbers: anything else of equal shape."""
+        """What the targets are.
+
+        Classes: integers beside one output for each class. Binary: zeros and ones beside as many
+        outputs. Numbers: anything else of equal shape.
+        """
         if not self.paired:
             return "unknown"
-        batch = self.paired[0]
-        assert batch.outputs is not None
-        assert batch.targets is not None
-        if batch.targets.ndim < batch.outputs.ndim:
-            return "classes" if "targets" in batch.integers else "unknown"
-        values = np.unique(np.concatenate([b.targets.ravel() for b in self.with_targets[:8]]))
+        outputs, targets = _rows(self.paired)[0]
+        if targets.ndim < outputs.ndim:
+            return "classes" if "targets" in self.paired[0].integers else "unknown"
+        values = np.unique(np.concatenate([rows.ravel() for _, rows in _rows(self.paired[:8])]))
         return "binary" if len(values) <= 2 and set(values) <= {0.0, 1.0} else "numbers"
 
     @cached_property
@@ -80,12 +92,13 @@ class Task:
             return np.zeros(0)
         kept = self.targets[self.targets >= 0]  # -100 and the like are ignored by losses
         _, counts = np.unique(kept, return_counts=True)
-        return np.sort(counts / max(counts.sum(), 1))[::-1]
+        shares: Floats = np.sort(counts / max(counts.sum(), 1))[::-1]
+        return shares
 
     @cached_property
     def loss(self) -> Loss | None:
         """The loss function, where the observed loss agrees with one on most samples."""
-        known = [b for b in self.paired if b.loss is not None]
+        known = [b for b in self.paired if b.loss]  # 0 agrees with whatever comes to nothing
         for name in LOSSES:
             for reduction in REDUCTIONS:
                 agreed = [_agrees(batch, name, reduction) for batch in known]
@@ -128,17 +141,17 @@ class Task:
 
         Classes: accuracy beyond the commonest class's share. Numbers: share of explained variance.
         """
-        chosen = [b for b in batches if b.is_paired and b.outputs is not None]
+        chosen = _rows(batches)
         if not chosen or self.kind == "unknown":
             return None
         if self.kind in ("classes", "binary"):
-            hits = np.concatenate([_hits(b, self.kind).ravel() for b in chosen])
+            hits = np.concatenate([_hits(*rows, self.kind).ravel() for rows in chosen])
             hits = hits[~np.isnan(hits)]
             common = self.shares[0] if len(self.shares) else 1.0
             if hits.size == 0 or common >= 1.0:
                 return None
             return float((hits.mean() - common) / (1 - common))
-        errors = np.concatenate([(b.outputs - b.targets).ravel() for b in chosen])
+        errors = np.concatenate([(outputs - targets).ravel() for outputs, targets in chosen])
         variance = float(np.var(self.targets - np.mean(self.targets, axis=0)))
         if variance == 0.0 or not np.isfinite(errors).all():
             return None
@@ -152,15 +165,13 @@ def log_softmax(rows: Floats) -> Floats:
     return result
 
 
-def _hits(batch: Batch, kind: Kind) -> Floats:
-    assert batch.outputs is not None
-    assert batch.targets is not None
+def _hits(outputs: Floats, targets: Floats, kind: Kind) -> Floats:
     if kind == "classes":
-        hits = (batch.outputs.argmax(-1) == batch.targets).astype(float)
-        return np.where(batch.targets >= 0, hits, np.nan)
-    low = batch.outputs.min() < 0 or batch.outputs.max() > 1
-    hits = (batch.outputs > (0.0 if low else 0.5)) == (batch.targets > 0.5)
-    return hits.astype(float)
+        hits = (outputs.argmax(-1) == targets).astype(float)
+        return np.where(targets >= 0, hits, np.nan)
+    are_logits = outputs.min() < 0 or outputs.max() > 1
+    right: Floats = ((outputs > (0.0 if are_logits else 0.5)) == (targets > 0.5)).astype(float)
+    return right
 
 
 def _picked(values: Floats, targets: Floats) -> Floats:
@@ -233,15 +244,15 @@ def _agrees(batch: Batch, name: str, reduction: Reduction) -> bool:
 
     Of a part of the rows it is so within four standard errors of their mean.
     """
-    outputs, targets = batch.outputs, batch.targets
-    assert outputs is not None
-    assert targets is not None
     assert batch.loss is not None
+    outputs, targets = _rows([batch])[0]
     has_classes = targets.ndim < outputs.ndim
     if name != "cross-entropy" and has_classes != (name in _BY_CLASS):
         return False
     with np.errstate(all="ignore"):
         elements = LOSSES[name](outputs, targets)
+        if elements.size == 0:  # every row is ignored
+            return False
         value = elements.mean() if reduction == "mean" else elements.sum()
         allowed = LOSS_TOLERANCE * max(abs(batch.loss), 1e-3)
         if not batch.is_whole:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from gradstat.diagnosis.evidence import ABS_MAX
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.rule import Case, Rule
@@ -23,12 +21,18 @@ class DeadUnits(Rule):
     """Share of a layer's units that are dead. Never zero for most samples, but zero for all: a unit
     that fires now and then learns (Lu et al. 2019, 1903.06733)."""
 
+    fall: float = 0.3
+    """Share of the loss that is gained, from which a layer that is dead in part is no matter."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
         dead = [site for site in run.sites if site.dead_units > self.share * site.units]
         sites = [site for site in run.sites if site.units]
         if sites:
             if not dead:
+                return
+            falls = case.loss is not None and case.is_settled and case.loss.fall > self.fall
+            if falls and not any(site.dead_units == site.units for site in dead):
                 return
             share = sum(s.dead_units for s in sites) / sum(s.units for s in sites)
             yield self._finding(
@@ -45,15 +49,14 @@ class DeadUnits(Rule):
             )  # fmt: skip
 
     def _without_gradient(self, case: Case) -> tuple[str, ...]:
-        """Return weights with gradients of exactly zero in the second half, behind one that lives."""
+        """Return weights whose gradients are exactly zero, before one that lives."""
         run = case.run
         if len(run.matrices) < 2 or len(run.probes.steps) < 4:
             return ()
-        largest = run.probes.gradients[case.late_probes][:, :, ABS_MAX]
-        zero = (np.nan_to_num(largest, nan=1.0) == 0).all(0)
-        alive = (np.nan_to_num(largest) > 0).any(0)
-        names = [run.layers[i].name for i in run.matrices if zero[i]]
-        return tuple(names) if names and alive[run.matrices[-1] :].any() else ()
+        largest = run.probes.gradients[case.late_probes, :, ABS_MAX]
+        names = [run.layers[i].name for i in run.matrices if (largest[:, i] == 0).all()]
+        lives = bool((largest[:, run.matrices[-1] :] > 0).any())
+        return tuple(names) if lives else ()
 
     def _finding(
         self, case: Case, layers: tuple[str, ...], seen: Measure, confidence: float
@@ -91,13 +94,19 @@ class Saturated(Rule):
         kinds = ("sigmoid", "tanh", "hardtanh", "hardsigmoid", "softsign")
         sites = [s for s in case.run.sites[:-1] if s.kind in kinds]  # the last may be the output
         flat = [s for s in sites if s.saturated_fraction > self.share]
+        began_so = any(
+            site.saturated_fraction > self.share
+            for site in case.run.first_sites[:-1]
+            if site.kind in kinds
+        )
         if not flat or (case.skill is not None and case.skill > self.good):
             return
         yield Finding(
             "saturated-activation",
             "error" if len(flat) > len(sites) / 2 and not case.learns else "warning",
-            0.65 if case.learns else 0.88,
-            "most outputs lie at the flat ends of their activation, where hardly any gradient passes",
+            0.93 if began_so and not case.learns else 0.65,
+            "most outputs lie at the flat ends of their activation, where hardly any gradient "
+            "passes",
             (
                 "scale inputs and initial weights down",
                 "add normalisation layers, or use ReLU or GELU",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradstat.diagnosis.evidence import ABS_MAX, L2, NUMEL, ZEROS
+from gradstat.diagnosis.evidence import ABS_MAX, INFS, L2, NANS, NUMEL, ZEROS
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.rule import Case, Rule, middle
 
@@ -21,6 +21,9 @@ class NoGradient(Rule):
 
     min_probes: int = 4
 
+    many: float = 0.3
+    """Share of the weights without a gradient that is worth a warning though the run learns."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         probes, model = case.run.probes, case.run.model
         if len(probes.steps) < self.min_probes:
@@ -30,10 +33,12 @@ class NoGradient(Rule):
         names = [layer.name for layer in case.run.layers]
         if model is not None and model.n_own == 0 and model.n_strangers:
             yield self._finding(
-                "none of the optimizer's parameters belong to the model: it was built before the model was "
+                "none of the optimizer's parameters belong to the model: it was built before the "
+                "model was "
                 "replaced or copied, and trains one that nobody uses",
                 (
-                    "make the optimizer after the model is final: optimizer = ...(model.parameters())",
+                    "make the optimizer after the model is final: optimizer = "
+                    "...(model.parameters())",
                 ),
                 0.98,
                 Measure("parameters of the optimizer that are the model's", 0, threshold=1),
@@ -46,7 +51,8 @@ class NoGradient(Rule):
                 (
                     "set requires_grad=True on what is to be trained"
                     if frozen
-                    else "look for detach(), .data, .item(), numpy() or no_grad() between the model "
+                    else "look for detach(), .data, .item(), numpy() or no_grad() between the "
+                    "model "
                     "and the loss",
                     "check that the optimizer holds the parameters of the model that is trained",
                 ),
@@ -56,7 +62,8 @@ class NoGradient(Rule):
             )
         elif model is not None and model.frozen and not case.learns and self._is_shut(case):
             yield self._finding(
-                f"{len(model.frozen)} of the model's parameters are frozen, all its weights among them, and "
+                f"{len(model.frozen)} of the model's parameters are frozen, all its weights "
+                "among them, and "
                 "what is left cannot learn the task",
                 ("set requires_grad=True on what is to be trained",),
                 0.9,
@@ -65,20 +72,22 @@ class NoGradient(Rule):
             )
         elif model is not None and model.forgotten:
             yield self._finding(
-                f"{len(model.forgotten)} parameters of the model get gradients, but no optimizer has "
+                f"{len(model.forgotten)} parameters of the model get gradients, but no optimizer "
+                "has "
                 "changed them",
                 ("give the optimizer all of model.parameters(), or freeze what is to stay",),
                 0.9,
                 Measure("parameters forgotten", len(model.forgotten), threshold=1),
                 layers=model.forgotten,
             )
-        elif (np.nan_to_num(probes.gradients[..., ABS_MAX]) == 0).all():
+        elif self._are_all_zero(case):
             yield self._finding(
-                "every gradient is exactly 0 in every step: the loss does not depend on the parameters "
+                "every gradient is exactly 0 in every step: the loss does not depend on the "
+                "parameters "
                 "smoothly",
                 (
-                    "look between model and loss for round, argmax, sign, a comparison or a clamp: their "
-                    "derivative is 0",
+                    "look between model and loss for round, argmax, sign, a comparison or a "
+                    "clamp: their derivative is 0",
                     "check that the loss is not masked away or multiplied by 0",
                 ),
                 0.92,
@@ -86,26 +95,33 @@ class NoGradient(Rule):
                 layers=tuple(names),
             )
         else:
-            zero = ~missing.any(0) & (probes.gradients[..., ABS_MAX] == 0).all(0)
+            frozen_names = model.frozen if model is not None else ()
+            weights = [case.run.layers[i].name for i in case.run.matrices]
+            reached = [not missing[:, i].all() for i in case.run.matrices]
             silent = [
-                n
-                for n, z, nv, layer in zip(names, zero, never, case.run.layers, strict=True)
-                if (z or nv) and layer.is_matrix and n not in (model.frozen if model else ())
+                name
+                for name, is_reached in zip(weights, reached, strict=True)
+                if not is_reached and name not in frozen_names
             ]
-            moving = len(case.run.matrices) - len(silent)
-            if silent and moving and never[[names.index(n) for n in silent]].all():
+            if silent and len(silent) < len(weights):
+                matters = not case.learns or len(silent) >= self.many * len(weights)
                 yield self._finding(
-                    f"{len(silent)} weights require a gradient and never get one: they take no part "
+                    f"{len(silent)} weights require a gradient and never get one: they take no "
+                    "part "
                     "in the loss",
                     (
                         "look for detach() or no_grad() on the way from these layers to the loss",
                         "freeze them with requires_grad=False if that is meant",
                     ),
-                    0.6 if case.learns else 0.85,
+                    0.85 if matters else 0.5,
                     Measure("weights without a gradient", len(silent), threshold=1),
                     layers=tuple(silent),
-                    severity="info" if case.learns else "warning",
+                    severity="warning" if matters else "info",
                 )
+
+    def _are_all_zero(self, case: Case) -> bool:
+        tables = np.nan_to_num(case.run.probes.gradients)
+        return not (tables[..., ABS_MAX] + tables[..., NANS] + tables[..., INFS]).any()
 
     def _is_shut(self, case: Case) -> bool:
         """Whether no weight gets a gradient, only biases and gains do."""
@@ -143,6 +159,9 @@ class NoUpdate(Rule):
 
     min_probes: int = 6
 
+    at_zero: float = 0.8
+    """Share of the probes with a learning rate of 0: a warm-up begins and a schedule ends there."""
+
     lost: float = 0.9
     """Share of a parameter's elements that stay as they are though their gradient is not zero."""
 
@@ -157,7 +176,7 @@ class NoUpdate(Rule):
         if not judged.any():
             return
         lrs = probes.lrs[:, [layer.group for layer in run.layers]]
-        by_lr = judged & (lrs == 0).all(0)
+        by_lr = judged & ((lrs == 0).mean(0) >= (1.0 if case.learns else self.at_zero))
         with np.errstate(invalid="ignore", divide="ignore"):
             unmoved = probes.updates[..., ZEROS] / probes.updates[..., NUMEL]
             alive = 1 - probes.slices[..., ZEROS] / probes.slices[..., NUMEL]
@@ -174,7 +193,7 @@ class NoUpdate(Rule):
                 "parameters-not-updating",
                 "error" if everything else "warning",
                 0.97 if everything else 0.6,
-                "the learning rate is 0 in every step, so the parameters stay as they are",
+                "the learning rate is 0 in nearly all steps, so the parameters stay as they are",
                 ("set lr above 0", "check the scheduler: what does it multiply lr with?"),
                 (Measure("learning rate", 0.0, threshold=0.0),),
                 "definition of the step",
@@ -187,7 +206,8 @@ class NoUpdate(Rule):
                 "parameters-not-updating",
                 "error" if lost[matrix & judged].mean() > 0.5 else "warning",
                 0.95 if in_half else 0.7 if exact else 0.6,
-                "the gradients are not zero, yet the parameters stay as they are: the step is less than "
+                "the gradients are not zero, yet the parameters stay as they are: the step is "
+                "less than "
                 "half of the distance to the next number of their dtype",
                 (
                     "keep the parameters in fp32 and use autocast for the rest"
@@ -196,7 +216,7 @@ class NoUpdate(Rule):
                     "or use an optimizer with fp32 master weights, or stochastic rounding",
                 ),
                 (
-                    Measure("share of elements unmoved", float(middle(unmoved[:, lost])),
+                    Measure("share of elements unmoved", float(middle(unmoved[:, lost].ravel())),
                             threshold=self.lost),
                     Measure("distance from 1 to the next number",
                             max(layer.epsilon for layer in run.layers)),

@@ -47,7 +47,8 @@ class Initialization(Rule):
         scale = 0.3 if case.learns else 1.0
         if early.any() and early.mean() >= 0.3:
             yield self._finding(
-                "weights start all equal, so all units of a layer compute the same and stay the same",
+                "weights start all equal, so all units of a layer compute the same and stay the "
+                "same",
                 ("initialise them at random: torch.nn.init.kaiming_normal_ or xavier_uniform_",),
                 0.96 * scale,
                 severity,
@@ -76,7 +77,8 @@ class Initialization(Rule):
                if n and abs(mean) > self.bias and i != biases[-1]]  # fmt: skip
         if off:
             yield self._finding(
-                "biases start so far from 0 that their units are shut or saturated whatever comes in",
+                "biases start so far from 0 that their units are shut or saturated whatever "
+                "comes in",
                 ("initialise biases with zeros",),
                 0.7 * scale,
                 severity,

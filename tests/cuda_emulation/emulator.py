@@ -27,6 +27,7 @@ from torch import Tensor
 
 from gradstat import _native
 from gradstat._kernels import OUT_FACTOR, OUT_NORM
+from gradstat._units import UnitCounts, UnitRule
 
 HERE = Path(__file__).parent
 CUDA_SOURCES = HERE.parents[1] / "csrc" / "cuda"
@@ -65,7 +66,7 @@ def load_emulator() -> Emulator:
 
 def build(compiler: str, library: Path) -> Path:
     """Compile everything into one library."""
-    sources = [CUDA_SOURCES / name for name in ("moments.cu", "scale.cu", "device.cu")]
+    sources = [CUDA_SOURCES / name for name in ("moments.cu", "scale.cu", "units.cu", "device.cu")]
     sources += [HERE / name for name in ("emulation.cpp", "runtime.cpp", "library.cpp")]
     flags = [*FLAGS, *os.environ.get("CUDA_EMULATION_FLAGS", "").split()]
     command = [compiler, *flags, "-I", HERE / "include", "-x", "c++", *sources]
@@ -153,6 +154,22 @@ class Emulator:
     ) -> None:
         refs = self._list([ref(tensor) for tensor in tensors])
         self._call("clamp", *refs, ctypes.c_double(limit), device, ctypes.c_uint64(seed))
+
+    def units(
+        self, tensor: Tensor, rule: UnitRule, into: UnitCounts, *, device: int = 0, seed: int = 0
+    ) -> None:
+        """Add an activation whose units are its dimension 0 to a window."""
+        refs, _ = self._list([ref(tensor)])
+        self._call(
+            "units",
+            refs,
+            int(rule.active),
+            *[ctypes.c_double(bound) for bound in rule[1:]],
+            ctypes.c_void_p(into.counts.data_ptr()),
+            ctypes.c_void_p(into.row.data_ptr()),
+            device,
+            ctypes.c_uint64(seed),
+        )
 
     def packing(self, refs: Sequence[TensorRef]) -> int:
         """Check the packing of a list; return the number of batches that it takes."""

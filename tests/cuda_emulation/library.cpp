@@ -73,6 +73,22 @@ const char* emulated_clamp(const gradstat::TensorRef* tensors, int64_t count, do
   return guarded(seed, [&] { gradstat::cuda::clamp(tensors, count, limit, device, nullptr); });
 }
 
+const char* emulated_units(const gradstat::TensorRef* activation, int active, double low_from,
+                           double low_to, double high_from, int64_t* counts, double* row,
+                           int device, uint64_t seed) {
+  return guarded(seed, [&] {
+    const gradstat::UnitRule rule = {static_cast<gradstat::ActiveRule>(active), low_from, low_to,
+                                     high_from};
+    const int64_t bytes = gradstat::cuda::units_workspace_bytes(*activation);
+    const auto workspace = std::make_unique<char[]>(static_cast<size_t>(bytes));
+    std::memset(workspace.get(), 0xa5, static_cast<size_t>(bytes));
+    const auto counter = std::make_unique<uint32_t>(0);
+    gradstat::cuda::units(*activation, rule, counts, row, workspace.get(), counter.get(), device,
+                          nullptr);
+    if (*counter != 0) g_error = "the counter does not hold 0 again";
+  });
+}
+
 // Checks, without reading any memory, that the chunks of all batches are the list's elements, each
 // once and in order, and that packing loses nothing.
 const char* emulated_packing(const gradstat::TensorRef* tensors, int64_t count, int64_t* batches) {

@@ -33,7 +33,7 @@ struct Format {
 };
 const Format kFormats[] = {
     {"fp64", DType::kF64, 8, 52, 11, 1e-12},
-    {"fp32", DType::kF32, 4, 23, 8, 1e-12},
+    {"fp32", DType::kF32, 4, 23, 8, 1e-6},
     {"fp16", DType::kF16, 2, 10, 5, 1e-6},
     {"bf16", DType::kBF16, 2, 7, 8, 1e-6},
 };
@@ -151,6 +151,31 @@ void compare_moments(const Format& format, const char* pattern, const char* data
         "the histogram", format.name, pattern, n);
 }
 
+// Units of every kind: alone, one element each, in short runs and in long ones.
+void compare_units(const Format& format, const char* pattern, const char* data, int64_t n) {
+  const UnitRule rules[] = {{ActiveRule::kPositive, HUGE_VAL, -HUGE_VAL, NAN},
+                            {ActiveRule::kNonzero, -HUGE_VAL, -0.99, 0.99},
+                            {ActiveRule::kNotLow, -1e-3, 1e-3, 1.0}};
+  const int64_t shapes[][2] = {{1, 1}, {1, n}, {n, 1}, {3, 1}, {5, 49}, {3, 1000}};
+  for (const auto& [units, run] : shapes) {
+    const int64_t numel = units * run == 0 ? 0 : n / (units * run) * units * run;
+    const TensorRef activation = {const_cast<char*>(data), numel, units, run, format.dtype};
+    for (const UnitRule& rule : rules) {
+      const auto size = static_cast<size_t>(kNumUnitCounts * units);
+      std::vector<int64_t> counts[2] = {std::vector<int64_t>(size), std::vector<int64_t>(size)};
+      double rows[2][kNumColumns] = {};
+      const char* const variants[] = {"scalar", "neon"};
+      for (int i = 0; i < 2; ++i) {
+        cpu::use_variant(variants[i]);
+        cpu::units(activation, rule, counts[i].data(), rows[i], 1);
+      }
+      check(counts[0] == counts[1], "the counts of units", format.name, pattern, n);
+      check(rows[0][kNans] == rows[1][kNans] && rows[0][kAbsMax] == rows[1][kAbsMax],
+            "the moments beside units", format.name, pattern, n);
+    }
+  }
+}
+
 template <class Change>
 void compare_writes(const Format& format, const char* what, const char* pattern, const Bytes& data,
                     int64_t first, const Change& change) {
@@ -179,6 +204,7 @@ void compare_all(const Format& format, int pattern, int64_t n) {
   const Bytes data = make(format, pattern, n);
   for (int64_t first = 0; first < 3 && first <= n; ++first) {
     compare_moments(format, name, data.data() + first * format.bytes, n - first);
+    compare_units(format, name, data.data() + first * format.bytes, n - first);
   }
   for (double coefficient : {0.3, 1.5, 0.5, 1e-30, 1e-42, 1e30, 0.0}) {
     compare_writes(format, "scale", name, data, n % 3,

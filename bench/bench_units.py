@@ -1,0 +1,82 @@
+"""The counts of units on the CPU: against reading the bytes, and against torch operations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from float64_checks import check_units
+from pairing import Pair, Side
+from torch import Tensor
+
+from gradstat import _kernels
+from gradstat._units import ActiveRule, UnitRule
+
+Compare = Callable[[Pair], None]
+Read = Callable[[int], Side]
+
+RELU = UnitRule(ActiveRule.POSITIVE)
+SIGMOID = UnitRule(ActiveRule.NOT_LOW, -math.inf, 0.01, 0.99)
+RULES = {"ReLU": (RELU, torch.relu), "sigmoid": (SIGMOID, torch.sigmoid)}
+
+pytestmark = [
+    pytest.mark.parametrize("rule", RULES),
+    pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"]),
+    pytest.mark.parametrize("shape", [(128, 64, 56, 56), (4096, 4096)], ids=str),
+]
+
+
+def activation(shape: tuple[int, ...], dtype: torch.dtype, rule: str) -> Tensor:
+    """Return what the function makes of normal numbers around 0, of standard deviation 3."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.empty(shape).normal_(0.0, 3.0, generator=generator)
+    return RULES[rule][1](inputs).to(dtype)
+
+
+def by_torch_operations(tensor: Tensor, rule: UnitRule) -> list[Tensor]:
+    """Return the same numbers: the counts of each unit and the moments."""
+    dims = [dim for dim in range(tensor.dim()) if dim != 1]
+    low = (tensor >= rule.low_from) & (tensor <= rule.low_to)
+    active = tensor > 0 if rule.active is ActiveRule.POSITIVE else ~(low | tensor.isnan())
+    magnitudes = tensor.abs()
+    is_zero = tensor == 0
+    return [
+        *(met.sum(dims) for met in (active, low, tensor >= rule.high_from)),
+        is_zero.sum(),
+        tensor.isnan().sum(),
+        tensor.isinf().sum(),
+        tensor.sum(dtype=torch.float64),
+        magnitudes.sum(dtype=torch.float64),
+        torch.linalg.vector_norm(tensor, dtype=torch.float64),
+        magnitudes.max(),
+        magnitudes.masked_fill(is_zero, torch.inf).min(),
+    ]
+
+
+def sides(shape: tuple[int, ...], dtype: torch.dtype, rule: str) -> tuple[str, Side, Side]:
+    """Return the name of the work, our side, checked, and that of torch."""
+    tensor = activation(shape, dtype, rule)
+    chosen = RULES[rule][0]
+    check_units(_kernels.units(tensor, chosen, 1), tensor, chosen)
+    n_bytes = tensor.numel() * tensor.element_size()
+    ours = Side("units", lambda: _kernels.units(tensor, chosen, 1), n_bytes)
+    torchs = Side("torch operations", lambda: by_torch_operations(tensor, chosen), n_bytes)
+    name = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+    return f"units of {rule}, {' x '.join(map(str, shape))} {name}", ours, torchs
+
+
+def bench_against_reading(
+    shape: tuple[int, ...], dtype: torch.dtype, rule: str, compare: Compare, read: Read
+) -> None:
+    work, ours, _ = sides(shape, dtype, rule)
+    same_bytes = read(ours.n_bytes)
+    compare(Pair(work, ours, same_bytes, same_bytes, target=1.15))
+
+
+def bench_against_torch_operations(
+    shape: tuple[int, ...], dtype: torch.dtype, rule: str, compare: Compare, read: Read
+) -> None:
+    work, ours, torchs = sides(shape, dtype, rule)
+    compare(Pair(work, ours, torchs, read(ours.n_bytes), target=0.25))

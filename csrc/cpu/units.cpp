@@ -1,0 +1,97 @@
+// The driver of `units`: cut into chunks, run them on threads, add the counts, merge the moments.
+#include "../units.h"
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "dispatch.h"
+#include "parallel.h"
+#include "subnormals.h"
+
+namespace gradstat::cpu {
+namespace {
+
+// Counts a band, or what is outside of it, as `what`. A band that is counted already is not counted
+// again.
+void add_pass(const Format& format, Band band, bool outside, UnitCount what, UnitTask* task) {
+  const int64_t infinity = infinity_key(format);
+  if (band.from == -1 - infinity && band.to >= 0 && band.to < infinity) {
+    // The values above are told in one comparison.
+    band = {band.to + 1, infinity};
+    outside = !outside;
+  }
+  task->is_outside[what] = outside;
+  if (band.to < band.from) return;
+  int i = 0;
+  while (i < task->n_passes &&
+         (task->pass[i].band.from != band.from || task->pass[i].band.to != band.to)) {
+    ++i;
+  }
+  if (i == task->n_passes) {
+    ++task->n_passes;
+    task->pass[i] = {band, value_of_key(format, band.from), value_of_key(format, band.to), {}};
+  }
+  task->pass[i].sign[what] = outside ? -1 : 1;
+}
+
+UnitTask plan_task(const TensorRef& activation, const UnitRule& rule) {
+  const Format format = format_of(activation.dtype);
+  const UnitBands bands = bands_of(activation.dtype, rule);
+  UnitTask task = {};
+  task.data = activation.data;
+  task.numel = activation.numel;
+  task.units = activation.rows;
+  task.run = activation.run;
+  task.plan = plan_units(activation);
+  task.infinity = bands.numbers.to;
+  add_pass(format, bands.active, bands.active_outside, kActive, &task);
+  add_pass(format, bands.low, false, kLow, &task);
+  add_pass(format, bands.high, false, kHigh, &task);
+  return task;
+}
+
+// Pieces that a thread takes, each with counts of its own: enough to share the work evenly.
+constexpr int64_t kPieces = 4;
+// Below this, one thread is done before a second one has started.
+constexpr int64_t kSerialElements = 65536;
+
+}  // namespace
+
+void units(const TensorRef& activation, const UnitRule& rule, int64_t* counts, double* row,
+           int threads) {
+  const SubnormalsOn subnormals_on;  // merging and finalising meet them too
+  const UnitTask task = plan_task(activation, rule);
+  const auto read = variant().kernels->units[static_cast<int>(activation.dtype)];
+  const int64_t chunks = task.plan.chunks;
+  if (activation.numel <= kSerialElements) threads = 1;
+  const std::unique_ptr<Moments[]> results(new Moments[static_cast<size_t>(chunks)]);
+  const auto n_counts = static_cast<size_t>(kNumUnitCounts * task.units);
+  const int64_t pieces = threads > 1 ? kPieces * threads : 1;
+  parallel_for(chunks, chunks / pieces + 1, threads, [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> of_piece(n_counts);
+    UnitTask piece = task;
+    piece.counts = of_piece.data();
+    for (int64_t i = begin; i < end; ++i) {
+      Moments* result = &results[static_cast<size_t>(i)];
+      *result = empty_moments();
+      read(piece, unit_chunk_at(task.plan, i), result);
+    }
+    for (size_t i = 0; i < n_counts; ++i) {
+      // Integers: the order in which threads add does not show.
+      if (of_piece[i] != 0) __atomic_fetch_add(&counts[i], of_piece[i], __ATOMIC_RELAXED);
+    }
+  });
+  for (int what = 0; what < kNumUnitCounts; ++what) {
+    if (!task.is_outside[what] || task.units == 0) continue;
+    // What was added so far is less than 0: the elements that do not count.
+    const int64_t all = activation.numel / task.units;
+    for (int64_t unit = 0; unit < task.units; ++unit) counts[what * task.units + unit] += all;
+  }
+  Moments total = empty_moments();
+  for (int64_t i = 0; i < chunks; ++i) merge(&total, results[static_cast<size_t>(i)]);
+  merge_into_row(total, static_cast<double>(activation.numel), static_cast<double>(task.units),
+                 row);
+}
+
+}  // namespace gradstat::cpu

@@ -1,0 +1,481 @@
+"""`ActivationMonitor`: what it finds, what it calls it, when it looks, and what a window holds."""
+
+from __future__ import annotations
+
+import gc
+import math
+import weakref
+
+import pytest
+import torch
+from activation_reference import expected
+from torch import Tensor, nn
+from torch.nn import functional
+from watched_models import SITES, Block, batch, hook_state, make_model, mode_stack, outputs_of
+
+import gradstat
+from gradstat.activations.calls import ACTIVATIONS
+from gradstat.activations.kinds import KINDS
+
+
+@pytest.fixture(autouse=True)
+def _no_mode_is_left():
+    yield
+    assert mode_stack() == 0
+
+
+# ---- what is found ------------------------------------------------------------------------------
+
+
+def seen(model: nn.Module, *inputs: Tensor, **options: object) -> gradstat.ActivationTable:
+    with gradstat.ActivationMonitor(model, every=1, **options) as monitor:  # type: ignore[arg-type]
+        model(*inputs)
+    return monitor.table()
+
+
+class Calls(nn.Module):
+    """Calls one function."""
+
+    def __init__(self, function: object) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)  # type: ignore[operator,no-any-return]
+
+
+FORMS = {
+    "nn.ReLU": (nn.ReLU(), "relu"),
+    "nn.ReLU_inplace": (nn.ReLU(inplace=True), "relu"),
+    "nn.ReLU6": (nn.ReLU6(), "relu6"),
+    "nn.LeakyReLU": (nn.LeakyReLU(), "leaky_relu"),
+    "nn.PReLU": (nn.PReLU(), "prelu"),
+    "nn.RReLU": (nn.RReLU(), "rrelu"),
+    "nn.ELU": (nn.ELU(), "elu"),
+    "nn.SELU": (nn.SELU(), "selu"),
+    "nn.CELU": (nn.CELU(), "celu"),
+    "nn.GELU": (nn.GELU(), "gelu"),
+    "nn.GELU_tanh": (nn.GELU("tanh"), "gelu"),
+    "nn.SiLU": (nn.SiLU(), "silu"),
+    "nn.Mish": (nn.Mish(), "mish"),
+    "nn.Hardswish": (nn.Hardswish(), "hardswish"),
+    "nn.Hardtanh": (nn.Hardtanh(), "hardtanh"),
+    "nn.Hardsigmoid": (nn.Hardsigmoid(), "hardsigmoid"),
+    "nn.Sigmoid": (nn.Sigmoid(), "sigmoid"),
+    "nn.LogSigmoid": (nn.LogSigmoid(), "logsigmoid"),
+    "nn.Tanh": (nn.Tanh(), "tanh"),
+    "nn.Softsign": (nn.Softsign(), "softsign"),
+    "nn.Softplus": (nn.Softplus(), "softplus"),
+    "nn.Softmax": (nn.Softmax(1), "softmax"),
+    "nn.Softmax2d": (nn.Softmax2d(), "softmax"),
+    "nn.LogSoftmax": (nn.LogSoftmax(1), "log_softmax"),
+    "nn.Threshold": (nn.Threshold(0.1, 0.0), "threshold"),
+    "F.relu": (Calls(functional.relu), "relu"),
+    "F.relu_": (Calls(lambda x: functional.relu_(x.clone())), "relu"),
+    "F.relu6": (Calls(functional.relu6), "relu6"),
+    "F.hardtanh_": (Calls(lambda x: functional.hardtanh_(x.clone())), "hardtanh"),
+    "F.threshold": (Calls(lambda x: functional.threshold(x, 0.0, 0.0)), "threshold"),
+    "F.softmax_without_dim": (Calls(lambda x: functional.softmax(x, dim=1)), "softmax"),
+    "torch.relu": (Calls(torch.relu), "relu"),
+    "torch.sigmoid": (Calls(torch.sigmoid), "sigmoid"),
+    "torch.selu_": (Calls(lambda x: torch.selu_(x.clone())), "selu"),
+    "torch.special.expit": (Calls(torch.special.expit), "sigmoid"),
+    "torch.special.softmax": (Calls(lambda x: torch.special.softmax(x, 1)), "softmax"),
+    "x.relu": (Calls(lambda x: x.relu()), "relu"),
+    "x.relu_": (Calls(lambda x: x.clone().relu_()), "relu"),
+    "x.tanh": (Calls(lambda x: x.tanh()), "tanh"),
+    "x.sigmoid_": (Calls(lambda x: x.clone().sigmoid_()), "sigmoid"),
+    "x.softmax": (Calls(lambda x: x.softmax(dim=1)), "softmax"),
+    "x.log_softmax": (Calls(lambda x: x.log_softmax(1)), "log_softmax"),
+}
+
+
+@pytest.mark.parametrize(("module", "kind"), FORMS.values(), ids=FORMS)
+def test_every_form_of_a_call_is_seen_once(module, kind):
+    module = module.eval()  # rrelu
+    x = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 3
+    table = seen(module, x.clone())
+    assert table.names == (f"{kind}#0",)
+    row = table[0]
+    output = module(x.clone())
+    low = 0.0 if kind == "threshold" else None
+    assert row.kind == kind
+    assert row.units == 3
+    assert row.moments.l2 == pytest.approx(output.double().square().sum().sqrt().item(), rel=1e-6)
+    if low is None:
+        direct = gradstat.activation_stats(output, kind)
+        assert row.active_counts.tolist() == direct.active_counts.tolist()
+        assert row.saturated_fraction == direct.saturated_fraction
+
+
+def test_every_kind_but_the_identity_can_be_seen():
+    assert {kind.name for kind in ACTIVATIONS.values()} == set(KINDS) - {"identity"}
+
+
+PARAMETERS = {
+    "hardtanh": (nn.Hardtanh(-2.0, 0.5), lambda y: (y <= -2).sum() + (y >= 0.5).sum()),
+    "hardtanh_keywords": (
+        Calls(lambda x: functional.hardtanh(x, max_val=0.5)),
+        lambda y: (y <= -1).sum() + (y >= 0.5).sum(),
+    ),
+    "elu": (nn.ELU(alpha=2.0), lambda y: (y < -1.98).sum()),
+    "elu_of_a_small_alpha": (nn.ELU(alpha=0.01), lambda y: (y < 0).sum()),
+    "celu": (nn.CELU(alpha=0.5), lambda y: (y < -0.49).sum()),
+    "softplus": (nn.Softplus(beta=3), lambda y: (y < -math.log(0.98) / 3).sum()),
+    "leaky_relu": (nn.LeakyReLU(0.02), lambda y: (y < 0).sum()),
+    "leaky_relu_that_leaks": (nn.LeakyReLU(0.2), lambda y: (y < -math.inf).sum()),
+    "threshold": (nn.Threshold(0.25, -7.0), lambda y: (y == -7).sum()),
+    "relu6": (nn.ReLU6(), lambda y: (y >= 6).sum()),
+}
+
+
+@pytest.mark.parametrize(("module", "count"), PARAMETERS.values(), ids=PARAMETERS)
+def test_parameters_move_the_bounds(module, count):
+    x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4
+    row = seen(module, x)[0]
+    assert row.saturated_low + row.saturated_high == int(count(module(x)))
+
+
+def test_names_tell_module_function_and_call():
+    model = make_model()
+    table = seen(model, batch(0))
+    assert table.names == SITES
+    assert [row.kind for row in table] == [name.split("/")[1].split("#")[0] for name in SITES]
+    assert [row.weight for row in table][:3] == ["0.weight", "3.first.weight", "3.first.weight"]
+    assert table["3/tanh#0"].weight == "3.second.weight"
+    assert table["6/softmax#0"].weight is None
+
+
+def test_numbers_are_those_of_the_outputs():
+    model = make_model().eval()
+    table = seen(model, batch(0))
+    outputs = outputs_of(model, batch(0), (nn.GELU, nn.Softmax))
+    for site, name, kind in (("6/softmax#0", "6", "softmax"), ("3.act/gelu#1", "3.act", "gelu")):
+        right = expected(kind, outputs[name], -1)
+        assert table[site].active_counts.tolist() == right.active_counts
+        assert table[site].saturated_fraction == right.saturated_fraction
+        assert table[site].moments.l2 == pytest.approx(right.l2, rel=1e-6)
+
+
+def test_names_stay_the_same_over_steps():
+    model = make_model()
+    monitor = gradstat.ActivationMonitor(model, every=2, window=8)
+    for step in range(20):
+        model(batch(step))
+        assert monitor.table().names == SITES
+    assert monitor.table().steps == 6
+
+
+def test_a_call_that_is_left_out_now_and_then_keeps_the_other_names():
+    class Switch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.skips = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x if self.skips else functional.relu(x).sigmoid()
+
+    switch = Switch()
+    model = nn.Sequential(switch, nn.ReLU())
+    monitor = gradstat.ActivationMonitor(model, every=1)
+    for switch.skips in (False, True, False):
+        model(torch.ones(2, 3))
+    table = monitor.table()
+    assert table.names == ("0/relu#0", "0/sigmoid#0", "1/relu#0")
+    assert [row.samples for row in table] == [4, 4, 6]
+
+
+def test_a_shared_module_is_told_apart_by_its_calls():
+    shared = nn.ReLU()
+    model = nn.Sequential(nn.Linear(3, 5), shared, nn.Linear(5, 2), shared)
+    table = seen(model, torch.randn(4, 3))
+    assert table.names == ("1/relu#0", "1/relu#1")
+    assert [row.units for row in table] == [5, 2]
+    assert [row.weight for row in table] == ["0.weight", "2.weight"]
+
+
+# ---- units --------------------------------------------------------------------------------------
+
+UNITS = {
+    "linear_2d": (nn.Sequential(nn.Linear(4, 7), nn.ReLU()), (5, 4), 7),
+    "linear_3d": (nn.Sequential(nn.Linear(4, 7), nn.ReLU()), (5, 6, 4), 7),
+    "linear_4d": (nn.Sequential(nn.Linear(4, 7), nn.ReLU()), (5, 6, 3, 4), 7),
+    "linear_1d": (nn.Sequential(nn.Linear(4, 7), nn.ReLU()), (4,), 7),
+    "conv1d": (nn.Sequential(nn.Conv1d(4, 7, 1), nn.ReLU()), (5, 4, 6), 7),
+    "conv2d": (nn.Sequential(nn.Conv2d(4, 7, 1), nn.ReLU()), (5, 4, 6, 6), 7),
+    "conv2d_unbatched": (nn.Sequential(nn.Conv2d(4, 7, 1), nn.ReLU()), (4, 6, 6), 7),
+    "conv3d": (nn.Sequential(nn.Conv3d(4, 7, 1), nn.ReLU()), (5, 4, 2, 2, 2), 7),
+    "conv_transpose2d": (nn.Sequential(nn.ConvTranspose2d(4, 7, 1), nn.ReLU()), (5, 4, 6, 6), 7),
+    "conv_pooled": (
+        nn.Sequential(nn.Conv2d(4, 7, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.ReLU()),
+        (5, 4, 6, 6), 7),
+    "nothing_before": (nn.Sequential(nn.ReLU()), (5, 4, 6), 4),
+    "scalar": (nn.Sequential(nn.ReLU()), (), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "shape", "units"), UNITS.values(), ids=UNITS)
+def test_units_are_those_of_the_layer_before(model, shape, units):
+    row = seen(model, torch.randn(shape))[0]
+    assert row.units == units
+    assert row.samples * units == row.moments.numel
+    if "Conv2d" in str(model[0]):
+        assert row.weight == "0.weight"
+    if isinstance(model[0], nn.ConvTranspose2d):
+        assert row.weight is None
+
+
+def test_unit_dim_can_be_said():
+    model = nn.Sequential(nn.Linear(4, 7), nn.ReLU())
+    table = seen(model, torch.randn(5, 6, 4), unit_dim=1)
+    assert (table[0].units, table[0].weight) == (6, None)
+
+
+def test_a_site_that_changes_its_units_begins_anew():
+    model = nn.Sequential(nn.ReLU())
+    monitor = gradstat.ActivationMonitor(model, every=1)
+    for units in (3, 3, 5):
+        model(torch.ones(2, units))
+    row = monitor.table()[0]
+    assert (row.units, row.samples) == (5, 2)
+
+
+# ---- softmax and attention ----------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+        self.fused = fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).movedim(-2, 1).unbind(-2)
+        if self.fused:
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        scores = q @ k.transpose(-2, -1) / 2.0
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        return scores.masked_fill(~mask, -math.inf).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "written_out"])
+def test_attention_is_counted_by_heads_where_asked_for(fused):
+    torch.manual_seed(0)
+    model = Attention(fused)
+    x = torch.randn(3, 5, 8) * 3
+    assert seen(model, x).names == ()
+    table = seen(model, x, attention=True)
+    assert table.names == ("softmax#0",)
+    row = table[0]
+    q, k, _ = model.qkv(x).unflatten(-1, (3, 2, 4)).movedim(-2, 1).unbind(-2)
+    scores = (q @ k.transpose(-2, -1) / 2.0).double()
+    scores = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf)
+    largest = scores.softmax(-1).amax(-1)
+    assert row.units == 2
+    assert row.high_counts.tolist() == (largest > 0.999).sum((0, 2)).tolist()
+    assert 6 <= row.saturated_high < 30  # the first position sees itself alone
+    assert row.saturated_fraction == row.saturated_high / 30
+
+
+MASKS = {
+    "none": {},
+    "bool": {"attn_mask": torch.ones(5, 5).tril().bool()},
+    "float": {"attn_mask": torch.zeros(5, 5).masked_fill(torch.ones(5, 5).triu(1).bool(), -9.0)},
+    "scale": {"scale": 3.0},
+    "grouped": {"enable_gqa": True},
+    "dropout": {"dropout_p": 0.5},
+}
+
+
+@pytest.mark.parametrize("options", MASKS.values(), ids=MASKS)
+def test_attention_probabilities_are_those_that_torch_uses(options):
+    generator = torch.Generator().manual_seed(0)
+    heads = 1 if "enable_gqa" in options else 2
+    q = torch.randn(3, 2, 5, 4, generator=generator)
+    k, v = (torch.randn(3, heads, 5, 4, generator=generator) for _ in range(2))
+    from gradstat.activations.calls import attention_probabilities
+
+    state = torch.get_rng_state()
+    found = attention_probabilities(functional.scaled_dot_product_attention, (q, k, v), options)
+    assert torch.equal(state, torch.get_rng_state())
+    assert found is not None
+    without_dropout = {key: value for key, value in options.items() if key != "dropout_p"}
+    right = functional.scaled_dot_product_attention(q, k, v, **without_dropout)
+    torch.testing.assert_close(found @ v, right)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_multi_head_attention(batched):
+    torch.manual_seed(0)
+    model = nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True)
+    x = torch.randn(3, 5, 8) if batched else torch.randn(5, 8)
+    assert seen(model, x, x, x).names == ()
+    row = seen(model, x, x, x, attention=True)[0]
+    assert row.units == (2 if batched else 1)
+    assert row.moments.sum == pytest.approx(2 * 5 * (3 if batched else 1), rel=1e-6)
+
+
+def test_a_gate_is_no_attention():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Softmax(-1))
+    x = torch.tensor([[100.0, 0, 0, 0], [0.0, 0, 0, 0]])
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(3, 4))
+        model[0].bias.zero_()
+    row = seen(model, x)[0]
+    assert row.units == 3
+    assert row.high_counts.tolist() == [1, 0, 0]
+    assert row.saturated_fraction == 0.5
+
+
+# ---- when ---------------------------------------------------------------------------------------
+
+
+def test_steps_are_calls_until_step_is_called():
+    model = nn.Sequential(nn.ReLU())
+    monitor = gradstat.ActivationMonitor(model, every=3)
+
+    def samples() -> int:
+        return sum(row.samples for row in monitor.table())
+
+    counts = []
+    for _ in range(7):
+        model(torch.ones(1, 2))
+        counts.append(samples())
+    assert counts == [1, 1, 1, 2, 2, 2, 3]
+    assert monitor.steps == 7
+
+
+def test_all_calls_of_a_sampled_step_that_record_gradients_are_counted():
+    model = nn.Sequential(nn.ReLU())
+    monitor = gradstat.ActivationMonitor(model, every=2)
+    monitor.count_steps()
+    counts = []
+    for _ in range(4):
+        for _ in range(3):
+            model(torch.ones(1, 2))
+        with torch.no_grad():
+            model(torch.ones(50, 2))  # validation
+        monitor.step()
+        counts.append(monitor.table()[0].samples)
+    assert counts == [3, 3, 6, 6]
+    assert (monitor.steps, monitor.table().steps) == (4, 2)
+
+
+def test_the_window_forgets():
+    model = nn.Sequential(nn.ReLU())
+    monitor = gradstat.ActivationMonitor(model, every=1, window=4)
+    steps, dead = [], []
+    for step in range(9):
+        x = torch.zeros(1, 2)
+        x[0, 0] = 1.0
+        x[0, 1] = step == 2
+        model(x)
+        steps.append(monitor.table().steps)
+        dead.append(monitor.table()[0].dead_units)
+    assert steps == [1, 2, 3, 4, 3, 4, 3, 4, 3]
+    assert dead == [1, 1, 0, 0, 0, 0, 1, 1, 1]
+    assert monitor.table()[0].samples == 3
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 5])
+def test_a_short_window_is_kept_too(window):
+    model = nn.Sequential(nn.ReLU())
+    monitor = gradstat.ActivationMonitor(model, every=1, window=window)
+    for _ in range(9):
+        model(torch.ones(1, 2))
+        table = monitor.table()
+        assert table.steps == table[0].samples
+    assert (window + 1) // 2 <= table.steps <= window
+
+
+def test_a_window_of_steps_equals_one_big_batch():
+    model = make_model().eval()
+    monitor = gradstat.ActivationMonitor(model, every=1, window=20)
+    inputs = [batch(step, n) for step, n in enumerate((3, 11, 6, 1))]
+    for x in inputs:
+        model(x)
+    table, whole = monitor.table(), seen(model, torch.cat(inputs))
+    assert table.names == whole.names
+    for row, right in zip(table, whole, strict=True):
+        assert row.active_counts.tolist() == right.active_counts.tolist()
+        assert row.low_counts.tolist() == right.low_counts.tolist()
+        assert row.saturated_fraction == right.saturated_fraction
+        assert row.moments.l2 == pytest.approx(right.moments.l2, rel=1e-6)
+        assert row.moments.abs_max == pytest.approx(right.moments.abs_max, rel=1e-6)
+
+
+def test_a_table_stays_as_it_was_made():
+    model = nn.Sequential(nn.ReLU())
+    monitor = gradstat.ActivationMonitor(model, every=1, window=1)
+    model(torch.ones(1, 2))
+    table = monitor.table()
+    model(torch.ones(5, 2))
+    assert table[0].samples == 1
+    assert monitor.table()[0].samples == 5
+    assert len(gradstat.ActivationMonitor(model).table()) == 0
+
+
+# ---- what is kept -------------------------------------------------------------------------------
+
+
+def test_no_activation_is_kept():
+    kept: list[weakref.ref[Tensor]] = []
+
+    class Note(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = functional.relu(x)
+            kept.append(weakref.ref(x))
+            gone = kept[0]() is None if len(kept) > 1 else True
+            assert gone or len(kept) == 1
+            return x + 1
+
+    model = nn.Sequential(Note(), Note())
+    monitor = gradstat.ActivationMonitor(model, every=1)
+    gc.disable()
+    try:
+        model(torch.ones(3, 2))
+        assert [ref() for ref in kept] == [None, None]
+    finally:
+        gc.enable()
+    assert len(monitor.table()) == 2
+
+
+def test_memory_is_what_is_documented():
+    model = nn.Sequential(nn.Linear(4, 500), nn.ReLU())
+    monitor = gradstat.ActivationMonitor(model, every=1, window=4)
+    for _ in range(12):
+        model(torch.ones(3, 4))
+    site = monitor._windows._sites["1/relu#0"]
+    held = [
+        tensor
+        for half in (site.newer, site.older)
+        for window in half.by_device.values()
+        for tensor in window
+    ]
+    assert sum(t.numel() * t.element_size() for t in held) == 48 * 500 + 192
+
+
+def test_removal_leaves_everything_as_it_was():
+    model = make_model()
+    before = hook_state(model)
+    monitor = gradstat.ActivationMonitor(model, every=1)
+    model(batch(0))
+    assert hook_state(model) != before
+    monitor.remove()
+    monitor.remove()
+    assert hook_state(model) == before
+    model(batch(1))
+    assert monitor.table()["2/relu#0"].samples == 10
+
+
+def test_text():
+    table = seen(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), Block()), torch.ones(3, 4))
+    lines = str(table).splitlines()
+    assert lines[0].split() == ["site", "units", "dead", "low", "high", "zeros", "mean", "std"]
+    assert [line.split()[0] for line in lines[2:]] == list(table.names)
+    assert repr(table) == "ActivationTable(7 sites over 1 sampled steps)"
+    assert str(gradstat.ActivationMonitor(nn.ReLU()).table()).split()[0] == "site"
+    assert repr(gradstat.ActivationMonitor(nn.ReLU())) == "ActivationMonitor(every=10, steps=0)"
+    assert "1/relu#0" in table
+    assert table.moments.names == table.names
+    assert table.moments.kind == "activation"
