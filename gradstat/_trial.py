@@ -187,15 +187,17 @@ def kept_randomness(*holders: Any) -> Iterator[None]:
             generator.set_state(state)
 
 
-def whole_number(name: str, value: Any, least: int) -> int:
-    """Return a whole number that is large enough.
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
+    """Return a whole number that is large enough, if it has to be.
 
     Raises:
         ArgumentTypeError: It is no int.
         ArgumentValueError: It is too small.
     """
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ArgumentTypeError(f"{name} must be an int, got {type(value).__name__}; use {least}")
-    if value < least:
+        raise ArgumentTypeError(
+            f"{name} must be an int, got {type(value).__name__}; use {least or 0}"
+        )
+    if least is not None and value < least:
         raise ArgumentValueError(f"{name} must be at least {least}, got {value}; use {least}")
     return value

@@ -110,8 +110,7 @@ def check(
     """
     program = Program(loss_fn, step)
     whole_number("overfit_steps", overfit_steps, 0)
-    if not isinstance(batch_dim, int) or isinstance(batch_dim, bool):
-        raise ArgumentValueError(f"batch_dim must be a dimension, got {batch_dim!r}; use 0 or 1")
+    whole_number("batch_dim", batch_dim)
     own = inner_model(model)
     if batch is None or not tensors_of(batch):
         raise ArgumentValueError(

@@ -77,9 +77,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         for place, p in enumerate(optimizer.param_groups[0]["params"])
         if p in optimizer.state
     }
-    groups = [
-        {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
-    ]
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     return copy.deepcopy({"state": state, "groups": groups})
 
 
