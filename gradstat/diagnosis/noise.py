@@ -11,7 +11,7 @@ import numpy as np
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.rule import Case, Rule
 
-SOURCE = "McCandlish et al. 2018, 1812.06162, section 2.2"
+SOURCE = "McCandlish et al. 2018, 1812.06162, section 2"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class BatchSize(Rule):
         """Yield what a noise scale of ``noise / signal`` rows says of a batch of so many rows.
 
         Steps over the least possible are 1 + scale / batch; rows over the least possible are
-        1 + batch / scale (equation 2.11).
+        1 + batch / scale.
         """
         scale = noise / signal if signal > 0 else math.inf
         if noise <= 0 or 1 / self.factor < batch_size / scale < self.factor:
