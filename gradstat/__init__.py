@@ -24,6 +24,7 @@ from gradstat.clipping import (
     get_total_norm,
 )
 from gradstat.config import Config, get_config, show_config
+from gradstat.diagnosis import Finding
 from gradstat.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -55,6 +56,7 @@ __all__ = [
     "Chain",
     "Config",
     "CudaError",
+    "Finding",
     "GlobalNorm",
     "GradStatOptimizer",
     "GradstatError",
