@@ -17,7 +17,7 @@ export GRADSTAT_CUDA CUDAARCHS
 
 CPP_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help demo test lint format bench sanitize gpu-check gpu-build gpu-test gpu-sanitize \
+.PHONY: help demo test lint format bench diagnosis-bench sanitize gpu-check gpu-build gpu-test gpu-sanitize \
         gpu-bench module clean
 .NOTPARALLEL:
 
@@ -45,6 +45,9 @@ bench: $(VENV)/.gradstat-dev module  ## time the CPU kernels and refresh bench/R
 	mkdir -p bench/results
 	pytest bench -m "not needs_cuda" --benchmark-json=bench/results/cpu-$(DATE).json
 	python bench/report.py
+
+diagnosis-bench: $(VENV)/.gradstat-dev module  ## count how often the diagnosis is right (10 min)
+	PYTHONPATH=tests python bench/diagnosis_zoo.py
 
 # ---- installing ----------------------------------------------------------------------------------
 

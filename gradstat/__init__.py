@@ -25,6 +25,7 @@ from gradstat.clipping import (
     get_total_norm,
 )
 from gradstat.config import Config, get_config, show_config
+from gradstat.diagnosis import Finding
 from gradstat.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -59,6 +60,7 @@ __all__ = [
     "CheckReport",
     "Config",
     "CudaError",
+    "Finding",
     "GlobalNorm",
     "GradStatOptimizer",
     "GradstatError",

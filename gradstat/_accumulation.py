@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -21,6 +22,9 @@ class Accumulation:
 
         self._gradient: Tensor | None = None
         self._version = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_gradient": None}  # a copy is for reading
 
     def look(self, parameters: Sequence[Tensor]) -> None:
         """Compare the gradients of a step about to happen with those of the last one."""

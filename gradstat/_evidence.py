@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from gradstat._batch_sample import BatchSample, TensorSample
 from gradstat._observations import Observation
 from gradstat._optimizer_kind import is_scale_free
 from gradstat._probes import Probe
+from gradstat._watched import Watched
 from gradstat.activations.table import ActivationTable
 from gradstat.diagnosis.evidence import (
     Batch,
@@ -28,6 +29,25 @@ from gradstat.diagnosis.evidence import (
 )
 
 Floats = NDArray[np.float64]
+
+
+class Facts(NamedTuple):
+    """What is known of optimizer and model themselves."""
+
+    layers: tuple[Layer, ...]
+    optimizer: OptimizerFacts
+    model: ModelFacts | None
+
+
+def facts_of(optimizer: Optimizer, watched: Watched) -> Facts:
+    """Return them as they are now. Synchronises where a learning rate is a tensor."""
+    watched.refresh(optimizer.param_groups)
+    model = watched.model
+    return Facts(
+        layers_of(watched.names, optimizer, model, watched.parameters(optimizer.param_groups)),
+        optimizer_facts(optimizer),
+        model_facts(model, optimizer) if model is not None else None,
+    )
 
 
 def curve_of(observations: Iterable[Observation]) -> Curve:

@@ -66,6 +66,9 @@ class Probes:
         """Whether the step of this number is probed."""
         return step <= FIRST_STEPS or step % self._stride == 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_under_way": None, "_before": ()}  # a copy is for reading
+
     @property
     def is_under_way(self) -> bool:
         """Whether the step under way is probed."""

@@ -30,6 +30,9 @@ class Rounds:
         self._told: set[str] = set()
         self.callbacks: list[Callable[[Finding], Any]] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"callbacks": []}  # a copy is for reading
+
     def is_due(self, step: int) -> bool:
         """Whether to look after this many finished steps."""
         if self._every is None:

@@ -166,7 +166,7 @@ class Seam:
         self._accumulation.look(self._parameters)
         self._recorder.begin(self._parameters)
         step = self._recorder.step + 1
-        if self._probes.is_due(step):
+        if self._probes.is_due(step) and not _is_capturing():
             names = self.watched.names
             self._probes.begin(step, names, self._parameters, optimizer.param_groups)
 
@@ -317,6 +317,11 @@ class Seam:
             self._recorder.bind(self.watched.names, device)
             self._clipper.bind(self.watched.names, device)
         self.monitor.load_state_dict(saved)
+
+
+def _is_capturing() -> bool:
+    """Whether a CUDA graph is captured: its replays would write into one probe again and again."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
 
 
 def _is_host(device: torch.device) -> bool:

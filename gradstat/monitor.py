@@ -15,11 +15,10 @@ from gradstat import _kernels
 from gradstat._accumulation import Accumulation
 from gradstat._alarms import are_clipped
 from gradstat._evidence import (
+    Facts,
     batch_of,
     curve_of,
-    layers_of,
-    model_facts,
-    optimizer_facts,
+    facts_of,
     probes_of,
     sites_of,
 )
@@ -84,7 +83,7 @@ class Monitor:
         rounds: Rounds,
     ) -> None:
         self._rounds = rounds
-        self._optimizer = optimizer
+        self._source: Callable[[], Optimizer | None] | Facts = optimizer
         self._watched = watched
         self._accumulation = accumulation
         self._activations = activations
@@ -361,25 +360,20 @@ class Monitor:
 
     def evidence(self) -> Evidence:
         """Return all that is known of the run, on the host. Synchronises with a CUDA device."""
-        optimizer = self._optimizer()
-        assert optimizer is not None, "a monitor is used while its optimizer lives"
-        model = self._watched.model
-        self._watched.refresh(optimizer.param_groups)
-        parameters = self._watched.parameters(optimizer.param_groups)
-        layers = layers_of(self._watched.names, optimizer, model, parameters)
+        facts = self._facts()
         names = self._observations.scalar_names
-        fits = self._probes.names == self._watched.names
+        fits = tuple(self._probes.names) == tuple(layer.name for layer in facts.layers)
         return Evidence(
             step=self.step,
-            layers=layers,
-            probes=probes_of(self._probes.kept if fits else (), len(layers)),
+            layers=facts.layers,
+            probes=probes_of(self._probes.kept if fits else (), len(facts.layers)),
             recent_steps=self.recorded_steps,
             recent_nonfinite=self._recent_nonfinite(),
             decisions=self.decisions,
             curves={name: curve_of(self._observations.scalars(name)) for name in names},
             batches=tuple(batch_of(sample) for sample in self._observations.samples),
-            optimizer=optimizer_facts(optimizer),
-            model=model_facts(model, optimizer) if model is not None else None,
+            optimizer=facts.optimizer,
+            model=facts.model,
             sites=sites_of(self._activations.table()) if self._activations is not None else (),
             first_sites=sites_of(self._first_activations) if self._first_activations else (),
             activations_watched=self._activations is not None,
@@ -387,12 +381,25 @@ class Monitor:
             accumulated_steps=self._accumulation.steps,
         )
 
+    def _facts(self) -> Facts:
+        """Return what is known of optimizer and model: now, or in a copy when it was made."""
+        if isinstance(self._source, Facts):
+            return self._source
+        optimizer = self._source()
+        if optimizer is None:
+            raise ArgumentValueError(
+                "a monitor must be asked for a diagnosis while its optimizer exists; keep the "
+                "optimizer, or a copy.deepcopy of the monitor"
+            )
+        return facts_of(optimizer, self._watched)
+
     def _recent_nonfinite(self) -> NDArray[np.float64]:
         window = self._recorder.window
         if window is None:
             return np.zeros((0, 0))
         counts = window.tables.part(slice(NANS, INFS + 1))
-        return window.to_numpy(counts).sum(-1)[:, :-1]
+        nonfinite: NDArray[np.float64] = window.to_numpy(counts).sum(-1)
+        return nonfinite[:, :-1]
 
     def diagnose(self) -> list[Finding]:
         """Return what is wrong with the run: the likeliest cause first, each before its symptoms.
@@ -479,7 +486,7 @@ class Monitor:
             self._recorder.refill(saved["recorded_steps"], saved["tables"], saved["decisions"])
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_callbacks": []}
+        return self.__dict__ | {"_callbacks": [], "_source": self._facts(), "_watched": None}
 
     def __repr__(self) -> str:
         return (
