@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gradstat.errors import ArgumentTypeError, ArgumentValueError
@@ -109,11 +110,16 @@ def inner_model(model: Any) -> nn.Module:
     """Return the model inside of `torch.compile` and data parallelism.
 
     Raises:
-        ArgumentTypeError: It is no module.
+        ArgumentTypeError: It is no module, or a lazy one that has not been used.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    if any(map(is_lazy, model.parameters())):
+        raise ArgumentTypeError(
+            "model must have parameters with values, got those of a lazy module; run one batch "
+            "through it first"
+        )
     inside = model.module if isinstance(model, wrappers) else getattr(model, "_orig_mod", None)
     return inner_model(inside) if isinstance(inside, nn.Module) else model
 

@@ -117,7 +117,8 @@ def lr_range_test(
     Synchronises with a CUDA device once a step. Takes the memory of another model and optimizer.
 
     Args:
-        model: The model; best before training, or where training is to go on.
+        model: The model; best before training, or where training is to go on. A copy of one in
+            evaluation mode is set to training mode.
         optimizer: Its optimizer, whose rates do not matter, but for their ratios.
         loss_fn: ``loss_fn(outputs, targets)``; see `check`.
         loader: Gives the batches, ``(inputs, targets)`` for ``loss_fn``; gone through again where
@@ -159,6 +160,8 @@ def lr_range_test(
     inner_sampler = getattr(samplers[1], "sampler", None)
     with kept_randomness(loader, *samplers, inner_sampler), torch.enable_grad():
         trained, rising, scaler = private_copy((own, optimizer, scaler))
+        if not trained.training:
+            trained.train()
         ratios = _ratios(rising)
         lrs = np.geomspace(start, end, steps)
         for lr, batch in zip(lrs, _endless(loader), strict=False):

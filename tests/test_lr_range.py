@@ -125,6 +125,19 @@ def test_a_short_loader_is_gone_through_again_and_an_iterator_is_not():
     assert len(found.lrs) == 12
 
 
+def test_a_model_in_evaluation_mode_is_trained_in_training_mode():
+    model = mlp().eval()
+    modes = []
+
+    def step(copy: nn.Module, batch: Any) -> Tensor:
+        modes.append(copy.training)
+        return CE(copy(batch[0]), batch[1])
+
+    gradstat.lr_range_test(model, sgd(model), loader=loader(), step=step, steps=10, end=1e-3)
+    assert all(modes)
+    assert not model.training
+
+
 # ---- nothing is changed -------------------------------------------------------------------------
 
 

@@ -549,6 +549,11 @@ BAD_PROBES: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] =
         ArgumentTypeError,
         ["model must be a torch.nn.Module", "got str"],
     ),
+    "lazy_model": (
+        lambda: gradstat.check(nn.LazyLinear(2), CE, PAIR),
+        ArgumentTypeError,
+        ["model must have parameters with values", "got those of a lazy module", "run one batch"],
+    ),
     "no_loss": (
         lambda: gradstat.check(NET, batch=PAIR),
         ArgumentValueError,

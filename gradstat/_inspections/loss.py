@@ -33,7 +33,10 @@ def initial_loss(trial: Trial, task: Task, notes: Notes) -> None:
     loss = trial.first.loss.item()
     notes.measures.append(Measure("initial loss", loss))
     guess, name = _guess(task)
-    if guess is None or guess <= 0 or not math.isfinite(loss):
+    if not math.isfinite(loss):
+        notes.not_judged["initial loss"] = "it is not finite"
+        return
+    if guess is None or guess <= 0:
         notes.not_judged["initial loss"] = (
             "needs a known loss (such as cross-entropy or MSE, averaged) with outputs and targets"
         )

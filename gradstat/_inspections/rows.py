@@ -23,7 +23,9 @@ def independence(trial: Trial, notes: Notes) -> None:
     integers too. In evaluation mode, where BatchNorm goes by its running statistics.
     """
     if trial.call is None or trial.outputs is None or trial.inputs is None:
-        notes.not_judged["independence of rows"] = "the model was not called as a whole on tensors"
+        notes.not_judged["independence of rows"] = (
+            "the model was not called as a whole, or on and for no tensors"
+        )
         return
     model = copy.deepcopy(trial.model).eval()
     excepted = [m for m in model.modules() if isinstance(m, _MIXING) and m.running_mean is None]
