@@ -21,7 +21,6 @@ from gradstat._trial import (
     Step,
     inner_model,
     kept_randomness,
-    private_copy,
     tensors_of,
     whole_number,
 )
@@ -85,7 +84,7 @@ def check(
     model, the batch, and the random number generators of Python, NumPy and torch are left as they
     are, also after an exception. A model that is merely bad raises nothing; what model, loss or
     ``step`` raise on the first pass comes out. Takes two copies of the model's memory and Adam's
-    state, up to ``2 * overfit_steps + 10`` passes, and synchronises with a CUDA device.
+    state, up to ``2 * overfit_steps + 20`` passes, and synchronises with a CUDA device.
 
     Args:
         model: The model as training will find it; where it is in evaluation mode, its copy is set
@@ -118,7 +117,7 @@ def check(
             "next(iter(loader))"
         )
     with kept_randomness(), torch.enable_grad():
-        trial = Trial(private_copy(own), program, batch, batch_dim)
+        trial = Trial(own, program, batch, batch_dim)
         notes = Notes()
         task = standing(trial, notes)
         initial_loss(trial, task, notes)

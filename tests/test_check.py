@@ -389,6 +389,7 @@ def test_time_may_come_first():
     tokens, targets = sequences()
     model, batch = Tagger(batch_first=False), (tokens.t(), targets.t())
     assert look((model, by_position, batch), batch_dim=1).ok
+    assert look((model, by_position, batch)).ok  # it may be either
     # Rows are dimension 0, it was said: then the model mixes them.
     report = look((LastState(batch_first=False), CE, (tokens, targets[:, 0])), batch_dim=0)
     assert "mixed-rows" in [finding.code for finding in report.findings]
@@ -438,6 +439,13 @@ def test_model_batch_and_random_numbers_stay_as_they_are(fails):
     assert all(p.grad is g for p, g in zip(model.parameters(), gradients, strict=True))
     assert model.calls == calls
     assert torch.equal(inputs, kept)
+
+
+def test_a_model_in_evaluation_mode_stays_so():
+    model = everything().eval()
+    before = state_of(model)
+    gradstat.check(model, CE, classes(), overfit_steps=3)
+    assert same(before, state_of(model))
 
 
 def test_inputs_that_require_a_gradient_get_none():

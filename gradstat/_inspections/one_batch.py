@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import numpy as np
@@ -82,7 +81,7 @@ def overfit(trial: Trial, task: Task, notes: Notes, steps: int) -> None:
 
 def _trained(trial: Trial, lr: float, steps: int, goal: float) -> tuple[float, nn.Module]:
     """Return the lowest mean of five losses in a row, and the model as training leaves it."""
-    model = copy.deepcopy(trial.model)
+    model = trial.twin()
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()

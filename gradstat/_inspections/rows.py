@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
@@ -27,7 +26,7 @@ def independence(trial: Trial, notes: Notes) -> None:
             "the model was not called as a whole, or on and for no tensors"
         )
         return
-    model = copy.deepcopy(trial.model).eval()
+    model = trial.twin().eval()
     excepted = [m for m in model.modules() if isinstance(m, _MIXING) and m.running_mean is None]
     if excepted:
         notes.not_judged["independence of rows"] = "BatchNorm without running statistics mixes rows"
@@ -37,7 +36,7 @@ def independence(trial: Trial, notes: Notes) -> None:
             "it mixes rows by design while training; judged with its running statistics"
         )
     dims = [trial.batch_dim]
-    if trial.batch_dim == 0 and trial.inputs.dim() > 2 and trial.outputs.dim() > 2:
+    if trial.batch_dim == 0 and trial.outputs.dim() > 2:
         dims.append(1)  # recurrent and attention layers may hold time first
     leaks = [_leak(model, trial, dim) for dim in dims]
     if all(leak is None for leak in leaks):

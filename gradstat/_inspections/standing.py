@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -64,7 +63,7 @@ def evidence_of(trial: Trial, model: nn.Module) -> Evidence:
 
 def standing(trial: Trial, notes: Notes) -> Task:
     """Judge the untrained model by the rules of diagnosis; return the task they see."""
-    evidence = evidence_of(trial, copy.deepcopy(trial.model))
+    evidence = evidence_of(trial, trial.twin())
     task = Task(evidence.batches)
     found = diagnose(evidence, _RULES)
     if task.loss is not None and task.loss.reduction == "sum":  # gradients grow with the batch

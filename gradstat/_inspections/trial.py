@@ -1,8 +1,7 @@
-"""A model's private copy with a batch, and the notes that inspections make of it."""
+"""A model with a batch on trial, and the notes that inspections make of it."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from gradstat._batch_sample import first_tensor
-from gradstat._trial import Outcome, Program, fresh, tensors_of
+from gradstat._trial import Outcome, Program, fresh, private_copy, tensors_of
 from gradstat.diagnosis.finding import Finding, Measure
 
 MIN_ROWS = 16
@@ -30,10 +29,10 @@ class Notes:
 
 @dataclass
 class Trial:
-    """A model's private copy with a batch, and what the first pass over it gave.
+    """A model with a batch, and what the first pass of a copy over it gave.
 
     Args:
-        model: The copy. Nothing trains it: inspections that do copy it once more.
+        model: The user's own, which is only read: what runs is a `twin`.
         program: How the loss comes about.
         batch: The user's own, of which every pass gets a copy.
         batch_dim: Dimension of rows in inputs and outputs.
@@ -53,14 +52,17 @@ class Trial:
     """Names of the modules that took part."""
 
     def __post_init__(self) -> None:
-        if not self.model.training:
-            self.model.train()
-        model = copy.deepcopy(self.model)
+        model = self.twin()
         with self._listening(model):
             self.first = self.run(model)
         if self.first.loss.requires_grad:
             self.first.loss.backward()  # type: ignore[no-untyped-call]
         self.gradients = {name: p.grad for name, p in model.named_parameters()}
+
+    def twin(self) -> nn.Module:
+        """Return a copy of the model, in training mode."""
+        model: nn.Module = private_copy(self.model)
+        return model if model.training else model.train()
 
     def run(self, model: nn.Module) -> Outcome:
         """Return what a pass over a copy of the batch gives."""
