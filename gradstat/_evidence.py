@@ -76,7 +76,7 @@ def probes_of(kept: Sequence[Probe], n_layers: int) -> Probes:
 
     return Probes(
         steps=np.array([probe.step for probe in done], np.int64),
-        lrs=np.array([[float(lr) for lr in probe.lrs] for probe in done]).reshape(len(done), -1),
+        lrs=np.array([[float(lr) for lr in probe.lrs] for probe in done], np.float64, ndmin=2),
         gradients=stacked([probe.gradients for probe in done]),
         weights=stacked([probe.weights for probe in done]),
         slices=stacked([p.gradients if p.slices is None else p.slices for p in done]),

@@ -337,8 +337,8 @@ def test_memory_is_bounded() -> None:
 
     def peak(steps: int) -> int:
         sizes = []
-        for _ in range(steps // 8):
-            train(model, optimizer, 8)
+        for _ in range(steps // 32):
+            train(model, optimizer, 32)
             optimizer.zero_grad()
             sizes.append(held())
         return max(sizes)
