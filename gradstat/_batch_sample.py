@@ -17,6 +17,7 @@ from torch import Tensor
 BATCH_NAMES = ("inputs", "outputs", "targets")
 
 MAX_ROWS = 256
+MAX_INPUT_ROWS = 32
 MAX_ELEMENTS = 65536
 
 
@@ -66,7 +67,10 @@ class BatchSample:
                 pair = _rows_of_pair(outputs, targets)
             self.is_paired = self.is_paired or pair is not None
             for name, tensor in batch.items():
-                if pair is None or name == "inputs":
+                if name == "inputs":
+                    count = min(_row_count(tensor), MAX_INPUT_ROWS)
+                    self.tensors[name] = _sample(tensor, tensor, count)
+                elif pair is None:
                     self.tensors[name] = _sample(tensor, tensor, _row_count(tensor))
                 else:
                     rows = pair[name == "targets"]

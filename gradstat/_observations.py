@@ -21,7 +21,7 @@ SPREAD = 512
 """Scalars kept of each name: so many of the last, and between half as many and as many spread
 evenly over all that came before."""
 
-MAX_SAMPLES = 64
+MAX_SAMPLES = 40
 """Batches of which a sample is kept, spread evenly over the run."""
 
 
@@ -115,7 +115,7 @@ class Observations:
             self._series.setdefault(name, Series()).add(Observation(step, scalar))
         if not is_probed:
             return
-        for name, tensor in (tensors | batch).items():
+        for name, tensor in tensors.items():
             tables = self._tables.setdefault(name, deque(maxlen=self._length))
             tables.append(Observation(step, _table(name, tensor)))
         if batch:
@@ -139,8 +139,13 @@ class Observations:
         return self._series.get(name, Series())
 
     def under(self, name: str) -> list[Observation]:
-        """Return the values of a name, oldest first."""
-        return [*self.scalars(name), *self._tables.get(name, ())]
+        """Return the values of a name, oldest first; of a batch the tables of its samples."""
+        sampled = [
+            Observation(sample.step, _table(name, sample.tensors[name].rows))
+            for sample in self.samples
+            if name in sample.tensors
+        ]
+        return [*self.scalars(name), *self._tables.get(name, ()), *sampled]
 
 
 def _scalar(value: Tensor) -> Scalar:

@@ -19,7 +19,7 @@ from gradstat import _kernels
 
 FIRST_STEPS = 4
 FIRST_STRIDE = 8
-CAPACITY = 64
+CAPACITY = 40
 
 SLICE_ELEMENTS = 65536
 """Of a larger parameter only the first so many elements are followed from before a step to after

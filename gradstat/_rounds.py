@@ -8,7 +8,7 @@ from typing import Any
 
 from gradstat.diagnosis import Finding
 
-FIRST = 64
+FIRST = 256
 """Steps after which the first look is worth it; the next ones come after twice as many each."""
 
 MIN_CONFIDENCE = 0.6

@@ -424,7 +424,7 @@ class Monitor:
     def on_finding(self, callback: Callable[[Finding], Any]) -> Callable[[Finding], Any]:
         """Call ``callback(finding)`` for each cause that is found while training, once for a code.
 
-        The run is looked at after 64, 128, 256, ... steps, or every so many as `attach` was asked
+        The run is looked at after 256, 512, 1024, ... steps, or every so many as `attach` was asked
         for with ``diagnose``. New causes also go to the logger ``gradstat``, as warnings. What the
         callback raises comes out of ``optimizer.step()``. Does not synchronise.
 

@@ -28,6 +28,9 @@ OnNonfinite = Literal["skip", "raise", "zero", "propagate"]
 Clip = Policy | Sequence[Policy] | Literal["auto"] | None
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
 
+DEFAULT_EVERY = 20
+"""Steps from one to the next whose activations are counted where it was not asked for."""
+
 _HOOKS = (
     "_optimizer_step_pre_hooks",
     "_optimizer_step_post_hooks",
@@ -83,9 +86,9 @@ def attach(
             steps that it drops before an optimizer that is not fused hears of them.
         activations: Also count dead and saturated units of ``model``, at `Monitor.activations`, or
             with what options: those of `ActivationMonitor`, as in ``{"every": 20}``. Its sampled
-            steps are its own, every tenth unless said otherwise. By default they are counted where
-            there is a model and it is not compiled.
-        diagnose: When to look for what is wrong while training: True after 64, 128, 256, ... steps,
+            steps are its own, every tenth unless said otherwise. By default they are counted on
+            every 20th step, where there is a model and it is not compiled.
+        diagnose: When to look for what is wrong while training: True after 256, 512, 1024, ... steps,
             a number every so many, False never. By default True where all parameters are on the
             CPU: a look waits for a CUDA device. See `Monitor.on_finding`.
 
@@ -166,7 +169,9 @@ def _activation_monitor(
     model: torch.nn.Module | None, activations: bool | Mapping[str, Any] | None
 ) -> ActivationMonitor | None:
     if activations is None:
-        activations = model is not None and not is_compiled(model)
+        if model is None or is_compiled(model):
+            return None
+        activations = {"every": DEFAULT_EVERY}
     if not isinstance(activations, bool | Mapping):
         raise ArgumentTypeError(
             f"activations must be True, False or a dict of options, got "

@@ -275,7 +275,7 @@ def test_observations_are_bounded_and_hold_no_graph() -> None:
     assert 512 + 256 <= len(losses) < 512 + 512
     assert losses == sorted(losses)
     tables = [seen.value for seen in monitor.observed("outputs")]
-    assert len(tables) == 4
+    assert 20 <= len(tables) <= 40
     assert all(isinstance(t, gradstat.StatTable) and t.data.grad_fn is None for t in tables)
 
 
@@ -337,11 +337,11 @@ def test_memory_is_bounded() -> None:
 
     def peak(steps: int) -> int:
         sizes = []
-        for _ in range(steps // 8):
-            train(model, optimizer, 8)
+        for _ in range(steps // 32):
+            train(model, optimizer, 32)
             optimizer.zero_grad()
             sizes.append(held())
         return max(sizes)
 
-    first = peak(8 * 64)  # the probes are thinned out for the first time
-    assert peak(8 * 64) <= first
+    first = peak(8 * 48)  # the probes are thinned out for the first time
+    assert peak(8 * 48) <= first
