@@ -92,9 +92,13 @@ def test_a_finding_is_plain_values() -> None:
 
 def test_causes_come_before_what_they_explain() -> None:
     ranked = rank(
-        [finding("flat-loss", 0.6), finding("overfitting", 0.85), finding("vanishing-gradient", 0.92),
-         finding("bad-inputs", 0.9)]
-    )  # fmt: skip
+        [
+            finding("flat-loss", 0.6),
+            finding("overfitting", 0.85),
+            finding("vanishing-gradient", 0.92),
+            finding("bad-inputs", 0.9),
+        ]
+    )
     assert [(f.code, f.caused_by) for f in ranked] == [
         ("bad-inputs", None),
         ("vanishing-gradient", "bad-inputs"),
