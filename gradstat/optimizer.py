@@ -88,9 +88,9 @@ def attach(
             with what options: those of `ActivationMonitor`, as in ``{"every": 20}``. Its sampled
             steps are its own, every tenth unless said otherwise. By default they are counted on
             every 20th step, where there is a model and it is not compiled.
-        diagnose: When to look for what is wrong while training: True after 256, 512, 1024, ...
-            steps, a number every so many, False never. By default True where all parameters are on the
-            CPU: a look waits for a CUDA device. See `Monitor.on_finding`.
+        diagnose: When to look for what is wrong while training. True: after 256, 512, 1024, ...
+            steps. A number: every so many. False: never. By default True where all parameters are
+            on the CPU: a look waits for a CUDA device. See `Monitor.on_finding`.
 
     Returns:
         ``optimizer`` itself.

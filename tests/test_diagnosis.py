@@ -174,6 +174,7 @@ def test_thresholds_can_be_changed() -> None:
 
 def test_every_rule_names_codes_needs_and_sources() -> None:
     known = {"steps", "activations", "loss", "val_loss", "inputs", "outputs", "targets"}
+    known |= {"gradient_signal", "gradient_noise", "batch_size"}  # observed from a NoiseScale
     for rule in RULES:
         assert dataclasses.is_dataclass(rule)
         assert rule.codes
