@@ -37,6 +37,16 @@ from gradstat.errors import (
     NonFiniteNormError,
     UnsupportedTensorError,
 )
+from gradstat.guard import (
+    CutLR,
+    Guard,
+    GuardAction,
+    GuardRule,
+    RollBack,
+    SkipNonfinite,
+    StopEarly,
+    TightenClip,
+)
 from gradstat.lr_range import LrRangeResult, lr_range_test
 from gradstat.monitor import Monitor
 from gradstat.noise import NoiseScale, noise_scale
@@ -60,10 +70,14 @@ __all__ = [
     "CheckReport",
     "Config",
     "CudaError",
+    "CutLR",
     "Finding",
     "GlobalNorm",
     "GradStatOptimizer",
     "GradstatError",
+    "Guard",
+    "GuardAction",
+    "GuardRule",
     "LayerNotFoundError",
     "LrRangeResult",
     "MissingPackageError",
@@ -73,9 +87,13 @@ __all__ = [
     "NonFiniteNormError",
     "PerLayer",
     "Policy",
+    "RollBack",
+    "SkipNonfinite",
     "SkipOnSpike",
     "StatRow",
     "StatTable",
+    "StopEarly",
+    "TightenClip",
     "UnsupportedTensorError",
     "Value",
     "ZClip",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,16 @@ class Series:
                 self._spread = self._spread[::2]
                 self._stride *= 2
         self._left += 1
+
+    def after(self, known: Observation | None) -> list[Observation]:
+        """Return those of the last `RECENT` that came after this one, oldest first."""
+        newest_first = takewhile(lambda seen: seen is not known, reversed(self._recent))
+        return list(newest_first)[::-1]
+
+    def forget_since(self, step: int) -> None:
+        """Drop those told after so many finished steps or more."""
+        self._spread = [seen for seen in self._spread if seen.step < step]
+        self._recent = deque(seen for seen in self._recent if seen.step < step)
 
 
 class Observations:
@@ -137,6 +148,19 @@ class Observations:
     def scalars(self, name: str) -> Series:
         """Return the numbers of a name, oldest first; nothing under an unknown one."""
         return self._series.get(name, Series())
+
+    def after(self, name: str, known: Observation | None) -> list[Observation]:
+        """Return the last numbers of a name, oldest first: those that came after this one."""
+        return self.scalars(name).after(known)
+
+    def forget_since(self, step: int) -> None:
+        """Drop what was told after so many finished steps or more: the run goes back there."""
+        for series in self._series.values():
+            series.forget_since(step)
+        for name, tables in self._tables.items():
+            kept = (seen for seen in tables if seen.step < step)
+            self._tables[name] = deque(kept, maxlen=tables.maxlen)
+        self.samples = [sample for sample in self.samples if sample.step < step]
 
     def under(self, name: str) -> list[Observation]:
         """Return the values of a name, oldest first; of a batch the tables of its samples."""

@@ -69,6 +69,10 @@ class Probes:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_under_way": None, "_before": ()}  # a copy is for reading
 
+    def forget_after(self, step: int) -> None:
+        """Drop the probes of later steps: the run goes back there."""
+        self.kept = [probe for probe in self.kept if probe.step <= step]
+
     @property
     def is_under_way(self) -> bool:
         """Whether the step under way is probed."""

@@ -114,6 +114,12 @@ class Seam:
         if self._activations is not None:
             self._activations.remove()
 
+    def skip_nonfinite(self) -> None:
+        """Skip steps with a NaN or Inf from now on, where nothing else was asked for them."""
+        if self._on_nonfinite == "propagate":
+            self._on_nonfinite = "skip"
+            self._clipper.skip_nonfinite()
+
     # ---- the step --------------------------------------------------------------------------------
 
     def before_step(self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -227,7 +233,7 @@ class Seam:
         if overflow is not None:
             self._overflows.heard(overflow)
         is_looked_at = recorder.is_recording or self._probes.is_under_way
-        if self._only_watches and not is_looked_at:
+        if self._only_watches and not clipper.acts and not is_looked_at:
             return
         batch = _kernels.gather(parameters, take_grad=True, name_of=self._name_of)
         if batch.is_empty:

@@ -461,7 +461,8 @@ class Monitor:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; tables of other parameters are left out.
 
-        Warns where the policy differs: its state then starts afresh.
+        What was observed after the saved step is forgotten. Warns where the policy differs: its
+        state then starts afresh.
         """
         if saved.get("version") != _STATE_VERSION:
             warn_user(
@@ -471,6 +472,8 @@ class Monitor:
             )
             return
         self._recorder.step = int(saved["step"])
+        self._observations.forget_since(self.step)
+        self._probes.forget_after(self.step)
         self._overflows.restore(int(saved["scaler_overflows"]))
         window = self._recorder.window
         device = window.device if window is not None else torch.device("cpu")

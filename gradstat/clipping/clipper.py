@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from gradstat import _kernels
-from gradstat.clipping.policies import AGC, AdaGC, PerLayer, SkipOnSpike, Value
+from gradstat.clipping.policies import AGC, AdaGC, GlobalNorm, PerLayer, SkipOnSpike, Value
 from gradstat.clipping.policy import FusedPolicy, Policy, policies_of
+from gradstat.clipping.resolve import MAX_STEPS
 from gradstat.clipping.units import clip_units_
 from gradstat.columns import RAW_COLUMNS
 from gradstat.errors import ArgumentTypeError, ArgumentValueError
@@ -33,6 +34,7 @@ class Clipper:
         self._fused = [p for p in policies if isinstance(p, FusedPolicy)]
         self._after = [p for p in policies if not isinstance(p, FusedPolicy)]
         self._nonfinite = nonfinite
+        self._ceiling: float | None = None
         self._per_tensor = any(isinstance(p, PerLayer | AdaGC) for p in self._fused)
         self.may_skip = nonfinite == _kernels.Nonfinite.SKIP or any(
             isinstance(p, SkipOnSpike) for p in self._fused
@@ -61,13 +63,59 @@ class Clipper:
         self._coefficients = (
             torch.ones(len(names), dtype=torch.float64, device=device) if self._per_tensor else None
         )
+        self._build(offsets)
+
+    def _build(self, offsets: list[int]) -> None:
+        """Make the kernel's program. The ceiling comes last and has no state."""
         steps = [
             (int(p.opcode), p.parameters(), offset)
             for p, offset in zip(self._fused, offsets, strict=True)
         ]
+        if self._ceiling is not None:
+            assert self.state is not None
+            last = GlobalNorm(self._ceiling)
+            steps.append((int(last.opcode), last.parameters(), len(self.state)))
         self._clip = _kernels.make_clip(self._nonfinite, steps)
         self._clip.state = self.state
         self._clip.coefficients = self._coefficients
+
+    @property
+    def ceiling(self) -> float | None:
+        """Largest total norm after all fused policies, set while training; None for any.
+
+        It is no part of the policy, whose state and checkpoints stay as they are. Setting it does
+        not synchronise.
+
+        Raises:
+            ArgumentValueError: It is not positive, or the kernel's program is full.
+        """
+        return self._ceiling
+
+    @ceiling.setter
+    def ceiling(self, max_norm: float | None) -> None:
+        if max_norm is not None:
+            GlobalNorm(max_norm)
+            if len(self._fused) >= MAX_STEPS:
+                raise ArgumentValueError(
+                    f"a ceiling must find room beside the fused policies, got {len(self._fused)} "
+                    f"of at most {MAX_STEPS}; drop one"
+                )
+        self._ceiling = max_norm
+        self._rebuild()
+
+    def skip_nonfinite(self) -> None:
+        """Skip steps with a NaN or Inf from now on. Does not synchronise."""
+        self._nonfinite, self.may_skip = _kernels.Nonfinite.SKIP, True
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        if self.state is not None:
+            self._build(self._layout(len(self._names))[0])
+
+    @property
+    def acts(self) -> bool:
+        """Whether a step can come out other than without this clipper."""
+        return self.policy is not None or self._ceiling is not None or self.may_skip
 
     def _layout(self, n_tensors: int) -> tuple[list[int], list[float]]:
         state = [0.0] * _kernels.NUM_CLIP_COUNTERS
@@ -103,7 +151,7 @@ class Clipper:
     @property
     def needs_scale(self) -> bool:
         """Whether the fused policies can ask for another coefficient than 1."""
-        return any(not isinstance(p, SkipOnSpike) for p in self._fused)
+        return self._ceiling is not None or any(not isinstance(p, SkipOnSpike) for p in self._fused)
 
     def measure(
         self,
