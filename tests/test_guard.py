@@ -1,4 +1,4 @@
-"""What a guard does upon findings, in what bounds, with what record; and that it does nothing else."""
+"""What a guard does upon findings, in what bounds and with what record; it does nothing else."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_an_idle_guard_changes_no_bit(make, clip, tmp_path):
                 monitor_of(optimizer), ALL, snapshot_every=3, diagnose_every=7, directory=tmp_path
             )
         for step in range(40):
-            loss = backward(model, step)
+            loss = backward(model, step % 2)
             monitor_of(optimizer).observe(loss=loss)
             optimizer.step()
         results.append(weights(model) + optimizer_tensors(optimizer) + [torch.rand(3)])

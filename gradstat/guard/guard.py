@@ -164,6 +164,7 @@ class Guard:
         self._snapshot_at = -math.inf
         self._was_used = False
         self._skipped = 0
+        self._is_skipping = False
         if any(isinstance(rule, SkipNonfinite) for rule in self._rules):
             self._state.optimizer._gradstat_seam.skip_nonfinite()  # type: ignore[attr-defined]
         monitor.on_step(self._after_step)
@@ -204,15 +205,14 @@ class Guard:
         if heard:
             self._newest = heard[-1]
             self._losses.add(float(seen.value) for seen in heard)  # type: ignore[arg-type]
-        skipped = self._look_at_skips()
-        findings = self._losses.findings() + skipped
+        findings = self._losses.findings() + self._look_at_skips()
         if self._diagnose_every is not None and self._steps % self._diagnose_every < self._every:
             self._diagnosed = monitor.diagnose()
             findings = findings + self._diagnosed
         self._act_upon(findings)
         if self._ring is not None and self._steps - self._snapshot_at >= self._snapshot_every:
             diverges = any(finding.code in DIVERGENCE for finding in findings + self._diagnosed)
-            if not diverges and not skipped and self._losses.is_calm:
+            if not diverges and not self._is_skipping and self._losses.is_calm:
                 self._take_snapshot()
 
     def _look_at_skips(self) -> list[Finding]:
@@ -220,7 +220,7 @@ class Guard:
         counters = self._monitor._counters()
         total = int(counters[_kernels.COUNTER_SKIPPED])
         in_a_row = int(counters[_kernels.COUNTER_SKIPPED_IN_A_ROW])
-        before, self._skipped = self._skipped, total
+        before, self._skipped, self._is_skipping = self._skipped, total, in_a_row > 0
         if total <= before or self._newest_was_finite():
             return []
         finding = _nonfinite_gradients(total - before, in_a_row, self._skips_that_last)
@@ -377,8 +377,8 @@ class Guard:
 
         Call it before the loop, on a run that is set up as the old one was. Files that are damaged
         are passed over with a warning. The snapshot is of the moment after ``optimizer.step()``:
-        where the loop goes on with ``scheduler.step()`` or ``scaler.update()``, do that once after
-        this. Synchronises with a CUDA device.
+        where the loop goes on with ``scheduler.step()``, do that once after this. A `GradScaler`'s
+        count of good steps is then one short. Synchronises with a CUDA device.
 
         Returns:
             Finished steps, or None where there is no snapshot, and nothing has changed.

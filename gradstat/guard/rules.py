@@ -29,8 +29,8 @@ class GuardRule:
     rest: int = 50
     """Steps from one time to the next, so that the run can answer."""
 
-    min_confidence: float = 0.6
-    """Of the finding; findings that are information only never count."""
+    min_confidence: float = 0.75
+    """Of the finding: more than it takes to tell of it. Mere information never counts."""
 
     action: ClassVar[str]
     order: ClassVar[int]
@@ -101,7 +101,7 @@ class RollBack(GuardRule):
 class CutLR(GuardRule):
     """Multiply the learning rates of all groups, and the rest of their schedule, by a factor."""
 
-    on: tuple[str, ...] = ("lr-too-high", "oscillating-loss", "diverging-loss", "nonfinite-loss")
+    on: tuple[str, ...] = ("lr-too-high", "diverging-loss", "nonfinite-loss")
     factor: float = 0.5
     action = "cut-lr"
     order = 2
