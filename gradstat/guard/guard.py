@@ -270,7 +270,7 @@ class Guard:
         if rule not in self._spent:
             self._spent.add(rule)
             text = f"{rule.action} has happened {recent} times in {rule.within} steps"
-            _logger.error("guard: %s and is not repeated: %s", text, finding)
+            _logger.error("guard: %s, and %s is still there", text, finding.code)
             for stop in self._rules:
                 if isinstance(stop, StopEarly) and not self.should_stop:
                     self._stop(stop, finding.code, f"{text}, and has not helped")
@@ -296,7 +296,7 @@ class Guard:
             ring.drop_newest()
         state = ring.newest()
         if state is None:
-            _logger.error("guard: there is no snapshot to go back to: %s", finding)
+            _logger.error("guard: %s, and there is no snapshot to go back to", finding.code)
             self._times[rule].append(self._steps)
             return
         before = {"step": monitor.step, "loss": self._losses.last, "lr": self._rates()}
@@ -416,8 +416,7 @@ def _nonfinite_gradients(n_skipped: int, in_a_row: int, threshold: int) -> Findi
         "nonfinite-gradient",
         "error",
         1.0,
-        f"{n_skipped} steps were skipped for NaN or Inf in their gradients, the last {in_a_row} "
-        "in a row",
+        f"gradients held NaN or Inf in {n_skipped} more skipped steps, {in_a_row} now in a row",
         ("go back to before it", "lower lr and clip", "look for overflow in fp16"),
         (Measure("steps skipped in a row", in_a_row, threshold=threshold),),
         "IEEE 754 arithmetic",
