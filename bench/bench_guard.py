@@ -69,7 +69,12 @@ TROUBLES = (
     Trouble("12 batches x 100", "digits", "sgd", 0.1, bad=shard),
     Trouble("12 batches x 100", "digits", "adamw", 0.01, bad=shard),
     Trouble(
-        "fp16, fixed loss scale", "digits", "sgd", 0.1, dtype=torch.float16, loss_scale=3 * 2.0**16
+        "fp16, fixed loss scale",
+        "digits",
+        "sgd",
+        0.1,
+        dtype=torch.float16,
+        loss_scale=1.2 * 2.0**17,
     ),
 )
 

@@ -101,7 +101,7 @@ class Guard:
         scheduler: Any = None,
         scaler: Any = None,
         every: int | None = None,
-        diagnose_every: int = 200,
+        diagnose_every: int = 100,
         snapshot_every: int = 100,
         keep: int = 2,
         directory: str | os.PathLike[str] | None = None,
@@ -126,6 +126,11 @@ class Guard:
             raise ArgumentValueError(
                 "monitor must know the model where snapshots are taken, got one without; use "
                 "gradstat.attach(optimizer, model)"
+            )
+        if monitor._optimizer() is None:
+            raise ArgumentValueError(
+                "monitor must be that of a living optimizer, got one whose optimizer is gone; keep "
+                "the optimizer that attach returns"
             )
         self._state = RunState(monitor._optimizer, model, self._schedulers, scaler)
         self._ring: Ring | None = None

@@ -20,7 +20,7 @@ LENGTH = 64
 """Losses before those that make the level."""
 
 LEAST = 16
-"""Losses that make a level; with fewer, the first loss is it."""
+"""Losses that make a level; with fewer, nothing is said of finite losses: fresh optimizers jump."""
 
 ABOVE = 2.0
 """Loss now over the level, as in torch-lr-finder and TheDeepChecker (Ben Braiek and Khomh 2023)."""
@@ -28,8 +28,9 @@ ABOVE = 2.0
 SPREADS = 6.0
 """Robust deviations above the level, besides (OLMo-core skips at six)."""
 
-OF_FIRST = 0.05
-"""Share of the first loss below which a level counts as that: near zero every loss is unsteady."""
+OF_FIRST = 0.2
+"""Share of the first loss that a level counts as, at least: near zero every loss is unsteady, and a
+run that loses a tenth of what it gained is not lost."""
 
 
 class LossWatch:
@@ -68,7 +69,7 @@ class LossWatch:
         """Whether the newest loss, if there is one, is finite and no higher than usual."""
         if self._first is None and self._in_a_row == 0:
             return True
-        return math.isfinite(self.last) and self.last <= self._limit()
+        return math.isfinite(self.last) and not self.last > self._limit()
 
     def findings(self) -> list[Finding]:
         """Return what the newest losses show."""
@@ -84,33 +85,29 @@ class LossWatch:
                     "IEEE 754 arithmetic",
                 )
             ]
-        if self._first is None or len(self._recent) < RECENT:
+        if len(self._recent) < RECENT:
             return []
         now, limit = float(np.median(self._recent)), self._limit()
-        if now <= limit:
+        if not now > limit:
             return []
         return [
             Finding(
                 "diverging-loss",
                 "error",
                 0.8,
-                f"the median of the last {RECENT} losses is {now:.3g}, after a level of "
-                f"{self._usual():.3g}",
+                f"the median of the last {RECENT} losses is {now:.3g}, after one of "
+                f"{np.median(self._level):.3g}",
                 ("go back to before it", "multiply lr by 0.1", "clip"),
                 (Measure("median of the last losses", now, threshold=limit),),
                 "TheDeepChecker (Ben Braiek and Khomh 2023)",
             )
         ]
 
-    def _usual(self) -> float:
-        assert self._first is not None
-        return float(np.median(self._level)) if len(self._level) >= LEAST else self._first
-
     def _limit(self) -> float:
-        """Return the loss from which it is too high."""
-        assert self._first is not None
-        usual = self._usual()
-        deviations = np.abs(np.array(self._level) - usual) if len(self._level) >= LEAST else [0.0]
-        spread = 1.4826 * float(np.median(deviations))
+        """Return the loss from which it is too high, NaN where there is no level yet."""
+        if self._first is None or len(self._level) < LEAST:
+            return math.nan
+        usual = float(np.median(self._level))
+        spread = 1.4826 * float(np.median(np.abs(np.array(self._level) - usual)))
         scale = max(abs(usual), OF_FIRST * abs(self._first))
         return usual + max(SPREADS * spread, (ABOVE - 1) * scale)
