@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +13,15 @@ from small_training import make_model, monitor_of, sgd
 import gradstat
 from gradstat import ArgumentTypeError, ArgumentValueError, CutLR, Guard, RollBack, TightenClip
 
+LIVING: list[Any] = []
+"""Optimizers whose monitors are asked for."""
+
 
 def monitor(with_model: bool = True, clip: Any = None) -> gradstat.Monitor:
     model = make_model()
-    return monitor_of(gradstat.attach(sgd(model), model if with_model else None, clip=clip))
+    optimizer = gradstat.attach(sgd(model), model if with_model else None, clip=clip)
+    LIVING.append(optimizer)
+    return monitor_of(optimizer)
 
 
 # The call, the error, and the words that its text must hold, in order.
@@ -25,10 +31,10 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
         ArgumentTypeError,
         ["monitor must be a gradstat.Monitor", "got SGD", "pass optimizer.gradstat"],
     ),
-    "a_monitor_without_its_optimizer": (
-        lambda: Guard(monitor()),
+    "a_copy_of_a_monitor": (
+        lambda: Guard(copy.deepcopy(monitor())),
         ArgumentValueError,
-        ["monitor must be that of a living optimizer", "got one whose optimizer is gone"],
+        ["monitor must be that of a living optimizer", "got a copy or one whose optimizer is gone"],
     ),
     "a_rule_by_name": (
         lambda: Guard(monitor(), ["roll-back"]),  # type: ignore[list-item]
@@ -59,6 +65,11 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
         lambda: Guard(monitor(with_model=False), [RollBack()]),
         ArgumentValueError,
         ["monitor must know the model", "got one without", "gradstat.attach(optimizer, model)"],
+    ),
+    "nothing_to_resume_from": (
+        lambda: Guard(monitor(), [RollBack()]).resume(),
+        ArgumentValueError,
+        ["directory must be given to resume from", "got None", 'directory="snapshots"'],
     ),
     "codes_in_a_word": (
         lambda: CutLR(on="lr-too-high"),  # type: ignore[arg-type]
@@ -103,13 +114,6 @@ def test_what_is_refused(call, error, words):
     with pytest.raises(error) as caught:
         call()
     assert re.search(".*".join(map(re.escape, words)), str(caught.value)), caught.value
-
-
-def test_there_is_nothing_to_resume_from_in_memory():
-    model = make_model()
-    optimizer = gradstat.attach(sgd(model), model)
-    with pytest.raises(ArgumentValueError, match="directory must be given.*got None; use gradstat"):
-        Guard(monitor_of(optimizer), [RollBack()]).resume()
 
 
 def test_a_refused_guard_leaves_the_run_alone():

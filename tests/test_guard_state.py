@@ -152,6 +152,28 @@ def test_going_back_leaves_no_trace(make, where, tmp_path):
     assert same_bits(*calm_and_disturbed(make, SCHEDULERS["one cycle"], **options))
 
 
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("make", [OPTIMIZERS["adamw-fused"], OPTIMIZERS["sgd-foreach"]])
+def test_going_back_on_a_device_leaves_no_trace(make):
+    results = []
+    for disturbed in (False, True):
+        torch.manual_seed(1)
+        model = Net().cuda()
+        optimizer = gradstat.attach(make(model.parameters()), model)
+        guard = Guard(monitor_of(optimizer), [RollBack(rest=0)], every=1, snapshot_every=10)
+        while monitor_of(optimizer).step < STEPS:
+            lost = disturbed and not guard.actions and monitor_of(optimizer).step >= 12
+            loss = model(torch.randn(8, 6, device="cuda")).square().mean()
+            monitor_of(optimizer).observe(loss=loss * math.nan if lost else loss)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert len(guard.actions) == disturbed
+        state = [*model.parameters(), *model.buffers(), *optimizer_tensors(optimizer)]
+        results.append([*state, torch.rand(2, device="cuda")])
+    assert same_bits(*results)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULERS.values(), ids=SCHEDULERS)
 def test_every_scheduler_goes_back(schedule):
     assert same_bits(*calm_and_disturbed(OPTIMIZERS["sgd-fused"], schedule))

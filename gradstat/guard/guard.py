@@ -30,6 +30,8 @@ from gradstat.guard.snapshots import DiskRing, HostRing, Ring
 from gradstat.guard.state import RunState, is_whole, size_of
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
     from gradstat._observations import Observation
     from gradstat.monitor import Monitor
 
@@ -106,7 +108,8 @@ class Guard:
         keep: int = 2,
         directory: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._monitor = _checked_monitor(monitor)
+        optimizer = _optimizer_of(monitor)
+        self._monitor = monitor
         self._rules = checked(rules)
         self._schedulers = _checked_schedulers(scheduler)
         for name, number in (
@@ -127,12 +130,7 @@ class Guard:
                 "monitor must know the model where snapshots are taken, got one without; use "
                 "gradstat.attach(optimizer, model)"
             )
-        if monitor._optimizer() is None:
-            raise ArgumentValueError(
-                "monitor must be that of a living optimizer, got one whose optimizer is gone; keep "
-                "the optimizer that attach returns"
-            )
-        self._state = RunState(monitor._optimizer, model, self._schedulers, scaler)
+        self._state = RunState(optimizer, model, self._schedulers, scaler)
         self._ring: Ring | None = None
         if directory is not None:
             self._ring = DiskRing(directory, keep)
@@ -428,14 +426,20 @@ def _nonfinite_gradients(n_skipped: int, in_a_row: int, threshold: int) -> Findi
     )
 
 
-def _checked_monitor(monitor: Any) -> Monitor:
+def _optimizer_of(monitor: Monitor) -> Callable[[], Optimizer | None]:
+    """Return what gives the optimizer while it lives."""
     if not hasattr(monitor, "on_step"):
         raise ArgumentTypeError(
             f"monitor must be a gradstat.Monitor, got {type(monitor).__name__}; pass "
             "optimizer.gradstat"
         )
-    checked_monitor: Monitor = monitor
-    return checked_monitor
+    source = monitor._source
+    if not callable(source) or source() is None:
+        raise ArgumentValueError(
+            "monitor must be that of a living optimizer, got a copy or one whose optimizer is "
+            "gone; pass optimizer.gradstat"
+        )
+    return source
 
 
 def _checked_schedulers(scheduler: Any) -> tuple[Any, ...]:
