@@ -27,6 +27,7 @@ from torch import nn
 import gradstat
 from gradstat import CutLR, Guard, RollBack, SkipNonfinite, StopEarly, TightenClip
 from gradstat.diagnosis.finding import Finding
+from gradstat.guard.losses import LossWatch
 
 ALL = [SkipNonfinite(), RollBack(), CutLR(), TightenClip(), StopEarly()]
 
@@ -232,6 +233,41 @@ def test_a_rising_loss_is_rolled_back():
     assert [(action.action, action.cause) for action in guard.actions] == [
         ("roll-back", "diverging-loss")
     ]
+
+
+QUIET = {
+    "noise near zero": [2.0] * 3 + [0.001, 0.003, 0.3, 0.2, 0.35, 0.3, 0.3, 0.4] * 8,
+    "a negative loss that falls": [-0.1 * i for i in range(60)],
+    "a loss that rises by half": [1.0, 1.1, 0.9] * 10 + [1.5, 1.6, 1.4] * 10,
+    "a wide spread": [1.0, 5.0, 2.0, 0.5, 6.0, 1.5, 4.0] * 5 + [5.0, 6.0, 4.5, 6.0, 5.5, 7.0],
+    "an early jump": [0.1] * 8 + [5.0] * 8,
+    "no loss": [],
+}
+LOUD = {
+    "a loss that has tripled": [1.0, 1.1, 0.9] * 10 + [3.0] * 5,
+    "a negative loss that rises above zero": [-1.0, -1.1, -0.9] * 10 + [0.5] * 5,
+    "Inf three times": [1.0, math.inf, math.inf, math.inf],
+    "NaN from the start": [math.nan] * 3,
+}
+
+
+@pytest.mark.parametrize("losses", QUIET.values(), ids=QUIET)
+def test_losses_that_are_no_divergence(losses):
+    watch = LossWatch()
+    for place, loss in enumerate(losses):
+        watch.add([loss])
+        assert watch.findings() == [], place
+
+
+@pytest.mark.parametrize("losses", LOUD.values(), ids=LOUD)
+def test_losses_that_are_a_divergence(losses):
+    watch = LossWatch()
+    watch.add(losses)
+    [found] = watch.findings()
+    assert found.code in ("diverging-loss", "nonfinite-loss")
+    assert not watch.is_calm
+    watch.go_back()
+    assert watch.findings() == []
 
 
 def test_lasting_skips_are_rolled_back():

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from gradstat import _kernels
+from gradstat._evidence import curve_of
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.errors import ArgumentTypeError, ArgumentValueError
 from gradstat.guard.losses import LossWatch
@@ -190,6 +192,8 @@ class Guard:
         del monitor
         self._has_stepped = True
         self._steps += 1
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
+            return
         if self._steps % self._every == 0:
             self._attempt(self._look)
 
@@ -207,7 +211,7 @@ class Guard:
         heard = monitor._observations.after("loss", self._newest)
         if heard:
             self._newest = heard[-1]
-            self._losses.add(float(seen.value) for seen in heard)  # type: ignore[arg-type]
+            self._losses.add(curve_of(heard).values.tolist())
         findings = self._losses.findings() + self._look_at_skips()
         if self._diagnose_every is not None and self._steps % self._diagnose_every < self._every:
             self._diagnosed = monitor.diagnose()
