@@ -240,6 +240,7 @@ QUIET = {
     "a negative loss that falls": [-0.1 * i for i in range(60)],
     "a loss that rises by half": [1.0, 1.1, 0.9] * 10 + [1.5, 1.6, 1.4] * 10,
     "a wide spread": [1.0, 5.0, 2.0, 0.5, 6.0, 1.5, 4.0] * 5 + [5.0, 6.0, 4.5, 6.0, 5.5, 7.0],
+    "heavy tails": ([0.1, 0.11, 0.09, 0.1, 0.8] * 12) + [0.1, 0.7, 0.8, 0.1, 0.75],
     "an early jump": [0.1] * 8 + [5.0] * 8,
     "no loss": [],
 }

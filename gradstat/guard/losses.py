@@ -28,6 +28,9 @@ ABOVE = 2.0
 SPREADS = 6.0
 """Robust deviations above the level, besides (OLMo-core skips at six)."""
 
+QUANTILE = 0.95
+"""Of the level's losses, which the loss now exceeds too: some losses have heavy tails."""
+
 OF_FIRST = 0.2
 """Share of the first loss that a level counts as, at least: near zero every loss is unsteady, and a
 run that loses a tenth of what it gained is not lost."""
@@ -107,7 +110,8 @@ class LossWatch:
         """Return the loss from which it is too high, NaN where there is no level yet."""
         if self._first is None or len(self._level) < LEAST:
             return math.nan
-        usual = float(np.median(self._level))
-        spread = 1.4826 * float(np.median(np.abs(np.array(self._level) - usual)))
+        level = np.array(self._level)
+        usual, high = np.quantile(level, [0.5, QUANTILE]).tolist()
+        spread = 1.4826 * float(np.median(np.abs(level - usual)))
         scale = max(abs(usual), OF_FIRST * abs(self._first))
-        return usual + max(SPREADS * spread, (ABOVE - 1) * scale)
+        return float(max(high, usual + SPREADS * spread, usual + (ABOVE - 1) * scale))
