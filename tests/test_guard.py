@@ -118,6 +118,18 @@ def test_what_attach_was_asked_for_stays(chosen):
     assert guard.actions == []
 
 
+def test_what_was_skipped_before_is_not_the_guards():
+    model = make_model()
+    optimizer = gradstat.attach(sgd(model), model, clip="auto")
+    backward(model)
+    poison(model)
+    optimizer.step()
+    guard = Guard(monitor_of(optimizer))
+    train(model, optimizer, 3)
+    assert monitor_of(optimizer).skipped_steps == 1
+    assert guard.actions == []
+
+
 def test_without_the_rule_nothing_is_skipped():
     model, optimizer, guard = guarded([])
     backward(model)
@@ -248,6 +260,7 @@ LOUD = {
     "a loss that has tripled": [1.0, 1.1, 0.9] * 10 + [3.0] * 5,
     "a negative loss that rises above zero": [-1.0, -1.1, -0.9] * 10 + [0.5] * 5,
     "Inf three times": [1.0, math.inf, math.inf, math.inf],
+    "accidents before it": [1.0, 1.1, 0.9] * 10 + [99.0, 1.0] * 5 + [1.0] * 9 + [3.0] * 5,
     "NaN from the start": [math.nan] * 3,
 }
 
@@ -269,6 +282,15 @@ def test_losses_that_are_a_divergence(losses):
     assert not watch.is_calm
     watch.go_back()
     assert watch.findings() == []
+
+
+def test_a_level_that_lasts_is_the_new_one():
+    watch = LossWatch()
+    watch.add([1.0] * 70 + [1.9, 2.1, 2.5] * 3)
+    assert watch.findings() != []
+    watch.add([1.9, 2.1, 2.5] * 16)
+    assert watch.findings() == []
+    assert watch.is_calm
 
 
 def test_lasting_skips_are_rolled_back():

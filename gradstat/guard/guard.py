@@ -168,7 +168,7 @@ class Guard:
         self._diagnosed: list[Finding] = []
         self._snapshot_at = -math.inf
         self._was_used = False
-        self._skipped = 0
+        self._skipped = monitor.skipped_steps
         self._is_skipping = False
         if any(isinstance(rule, SkipNonfinite) for rule in self._rules):
             self._state.optimizer._gradstat_seam.skip_nonfinite()  # type: ignore[attr-defined]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
-
-import numpy as np
+from collections.abc import Iterable, Sequence
 
 from gradstat.diagnosis.finding import Finding, Measure
 
@@ -37,7 +35,11 @@ run that loses a tenth of what it gained is not lost."""
 
 
 class LossWatch:
-    """Follows the losses. A level that lasts becomes the new level in time."""
+    """Follows the losses.
+
+    A loss beyond the limit counts as the limit in the level: accidents leave no trace there, and a
+    level that lasts becomes the new one in time.
+    """
 
     def __init__(self) -> None:
         self._first: float | None = None
@@ -58,7 +60,9 @@ class LossWatch:
             if self._first is None:
                 self._first = loss
             if len(self._recent) == RECENT:
-                self._level.append(self._recent[0])
+                limit = self._limit()
+                oldest = self._recent[0]
+                self._level.append(limit if oldest > limit else oldest)
             self._recent.append(loss)
 
     def go_back(self) -> None:
@@ -90,7 +94,7 @@ class LossWatch:
             ]
         if len(self._recent) < RECENT:
             return []
-        now, limit = float(np.median(self._recent)), self._limit()
+        now, limit = sorted(self._recent)[RECENT // 2], self._limit()
         if not now > limit:
             return []
         return [
@@ -99,7 +103,7 @@ class LossWatch:
                 "error",
                 0.8,
                 f"the median of the last {RECENT} losses is {now:.3g}, after one of "
-                f"{np.median(self._level):.3g}",
+                f"{_quantile(sorted(self._level), 0.5):.3g}",
                 ("go back to before it", "multiply lr by 0.1", "clip"),
                 (Measure("median of the last losses", now, threshold=limit),),
                 "TheDeepChecker (Ben Braiek and Khomh 2023)",
@@ -110,8 +114,12 @@ class LossWatch:
         """Return the loss from which it is too high, NaN where there is no level yet."""
         if self._first is None or len(self._level) < LEAST:
             return math.nan
-        level = np.array(self._level)
-        usual, high = np.quantile(level, [0.5, QUANTILE]).tolist()
-        spread = 1.4826 * float(np.median(np.abs(level - usual)))
+        level = sorted(self._level)
+        usual, high = _quantile(level, 0.5), _quantile(level, QUANTILE)
+        spread = 1.4826 * _quantile(sorted(abs(loss - usual) for loss in level), 0.5)
         scale = max(abs(usual), OF_FIRST * abs(self._first))
-        return float(max(high, usual + SPREADS * spread, usual + (ABOVE - 1) * scale))
+        return max(high, usual + SPREADS * spread, usual + (ABOVE - 1) * scale)
+
+
+def _quantile(ascending: Sequence[float], share: float) -> float:
+    return ascending[int(share * len(ascending))]  # numpy's takes longer than a small step
