@@ -23,6 +23,7 @@ class Net(nn.Module):
         batch_norm: bool = True,
         act: Callable[[Tensor], Tensor] = F.relu,
         last: Callable[[Tensor], Tensor] = lambda x: x,
+        classes: int = 10,
     ) -> None:
         super().__init__()
         self.norm0 = nn.BatchNorm2d(1) if batch_norm else nn.Identity()
@@ -30,7 +31,7 @@ class Net(nn.Module):
         self.conv2 = nn.Conv2d(12, 24, 3, padding=1)
         self.norm2 = nn.BatchNorm2d(24) if batch_norm else nn.Identity()
         self.fc1 = nn.Linear(24 * 4 * 4, 48)
-        self.fc2 = nn.Linear(48, 10)
+        self.fc2 = nn.Linear(48, classes)
         self.act, self.last = act, last
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,7 +134,7 @@ def _(watch: Watch) -> nn.Module:
 @program("cnn/mnist/is-it-a-seven", operator="90:10 imbalance that is learnt", half="held-out")
 def _(watch: Watch) -> nn.Module:
     x, y, val_x, val_y = images(1 / 16)
-    net = Net(last=lambda x: x[:, :2])
+    net = Net(classes=2)
     weight = torch.tensor([1.0, 4.0])
     data = x, (y == 7).long(), val_x, (val_y == 7).long()
     return train_net(
@@ -198,7 +199,7 @@ def _(watch: Watch) -> nn.Module:
     x, y, val_x, val_y = images(1 / 16)
     net = Net()
     data = x[torch.randperm(len(x))], y, val_x, val_y
-    return train_net(watch, net, data, Adam(net.parameters(), lr=1e-3))
+    return train_net(watch, net, data, Adam(net.parameters(), lr=1e-3), epochs=10)
 
 
 @program(

@@ -105,7 +105,12 @@ def _(watch: Watch) -> nn.Module:
 )
 def _(watch: Watch) -> nn.Module:
     return spiral_net(
-        watch, hidden=128, layers=9, init=lambda m: m.weight.normal_(), lr=1e-3, steps=120
+        watch,
+        hidden=128,
+        layers=4,
+        init=lambda m: m.weight.normal_(),
+        make=torch.optim.SGD,
+        lr=0.01,
     )
 
 
