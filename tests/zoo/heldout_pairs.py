@@ -17,13 +17,13 @@ class BasicBlock(nn.Module):
     def __init__(self, planes: int, *, norm: bool) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes) if norm else nn.Identity()
+        self.norm1 = nn.GroupNorm(3, planes) if norm else nn.Identity()
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes) if norm else nn.Identity()
+        self.norm2 = nn.GroupNorm(3, planes) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(x + self.bn2(self.conv2(out)))
+        out = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(x + self.norm2(self.conv2(out)))
 
 
 def resnet(blocks: int, *, norm: bool = True, classes: int = 3) -> nn.Sequential:
@@ -72,13 +72,13 @@ def classify_shapes(
 
 @program("cnn/shapes/resnet-momentum", operator="none", half="held-out")
 def _(watch: Watch) -> nn.Module:
-    return classify_shapes(watch, resnet(2), lr=0.02, epochs=10)
+    return classify_shapes(watch, resnet(2), lr=0.05, epochs=12)
 
 
 @program(
     "cnn/shapes/nine-blocks-unnormed",
     causes=("exploding-gradient", "bad-initialization", "lr-too-high"),
-    operator="remove batch normalisation",
+    operator="remove normalisation",
     half="held-out",
 )
 def _(watch: Watch) -> nn.Module:
@@ -117,7 +117,7 @@ def _(watch: Watch) -> nn.Module:
         return (y < 2) | (torch.arange(len(y)) % 120 == 2)
 
     return classify_shapes(
-        watch, resnet(1, norm=False, classes=2), lr=2e-3, label=lambda y: (y == 2).long(), keep=keep
+        watch, resnet(1, norm=False, classes=2), lr=2e-3, label=lambda y: (y == 2).long(), keep=keep, epochs=10
     )
 
 
