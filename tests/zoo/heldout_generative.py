@@ -214,6 +214,20 @@ def _(watch: Watch) -> nn.Module:
     return compress(watch, model, sgd(0.1), prepare=lambda x: (x - 4.9) / 6)
 
 
+@program(
+    "autoencoder/scans/tanh-weights-x50",
+    causes=("saturated-activation", "bad-initialization"),
+    operator="change weight initialisation",
+    half="held-out",
+)
+def _(watch: Watch) -> nn.Module:
+    model = encoder_decoder((64, 32, 16), nn.Tanh)
+    with torch.no_grad():
+        for layer in (model[0], model[2], model[4]):
+            layer.weight *= 50
+    return compress(watch, model, sgd(0.05), epochs=8)
+
+
 # ---- variational --------------------------------------------------------------------------------
 
 
@@ -268,7 +282,7 @@ def _(watch: Watch) -> nn.Module:
 
 @program(
     "autoencoder/scans/vae-exponent-overflow",
-    causes=("bad-inputs", "nonfinite-loss", "exploding-gradient"),
+    causes=("bad-inputs", "nonfinite-loss", "bad-targets", "exploding-gradient"),
     operator="exponential overflow",
     half="held-out",
 )

@@ -72,7 +72,7 @@ def judge(
 
 @program("rnn/reviews/bidirectional-dropout", operator="dropout 0.5", half="held-out")
 def _(watch: Watch) -> nn.Module:
-    return judge(watch, dropout=0.5, deviation=0.3)
+    return judge(watch, dropout=0.5, deviation=0.3, epochs=5)
 
 
 @program("rnn/reviews/four-to-one", operator="80:20 imbalance that is learnt", half="held-out")
@@ -82,7 +82,7 @@ def _(watch: Watch) -> nn.Module:
         keep=lambda y: (y == 0) | (torch.arange(len(y)) % 4 == 0),
         criterion=nn.BCEWithLogitsLoss(pos_weight=torch.tensor(2.0)),
         deviation=0.3,
-        epochs=8,
+        epochs=5,
     )
 
 
@@ -141,7 +141,7 @@ def _(watch: Watch) -> nn.Module:
     half="held-out",
 )
 def _(watch: Watch) -> nn.Module:
-    return judge(watch, sort=True, deviation=0.3)
+    return judge(watch, sort=True, deviation=0.3, make=lambda p: torch.optim.Adam(p, lr=0.05))
 
 
 @program(
@@ -151,13 +151,9 @@ def _(watch: Watch) -> nn.Module:
     half="held-out",
 )
 def _(watch: Watch) -> nn.Module:
-    def make(parameters) -> Optimizer:
-        return torch.optim.Adam(parameters, lr=2e-3)
-
-    class Rated(nn.BCEWithLogitsLoss):
-        pass
-
-    return judge_probabilities(watch, Rated(), make)
+    return judge_probabilities(
+        watch, nn.BCEWithLogitsLoss(), lambda p: torch.optim.Adam(p, lr=2e-3)
+    )
 
 
 def judge_probabilities(
