@@ -12,10 +12,10 @@ from torch import Tensor
 
 ALPHABET = ".abcdefghijklmnopqrstuvwxyz"
 RHYME = (
-    "one for sorrow, two for joy, three for a girl, four for a boy, five for silver, six for gold, "
-    "seven for a secret never to be told. "
-    "the north wind doth blow, and we shall have snow, and what will the robin do then, poor thing? "
-    "he will sit in a barn, and keep himself warm, and hide his head under his wing, poor thing. "
+    "one for sorrow, two for joy, three for a girl, four for a boy, five for silver, six for "
+    "gold, seven for a secret never to be told. "
+    "the north wind doth blow, and we shall have snow, and what will the robin do then, poor "
+    "thing? he will sit in a barn, and keep himself warm, and hide his head under his wing, poor thing. "
 ) * 6
 LETTERS = sorted(set(RHYME))
 
@@ -145,7 +145,5 @@ def skip_grams(words: int) -> tuple[Tensor, Tensor]:
     """Centre and context words ``[4000]`` of texts on eight topics, each word of one topic."""
     random = np.random.default_rng(18)
     topic = random.integers(0, 8, 4000)
-    centre, context = (
-        topic + 8 * (random.integers(0, words // 8, 4000)) for _ in range(2)
-    )
+    centre, context = (topic + 8 * (random.integers(0, words // 8, 4000)) for _ in range(2))
     return torch.tensor(centre), torch.tensor(context)

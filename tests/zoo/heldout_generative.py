@@ -104,9 +104,7 @@ def _(watch: Watch) -> nn.Module:
     half="held-out",
 )
 def _(watch: Watch) -> nn.Module:
-    return compress(
-        watch, encoder_decoder((64, 32, 16), last=nn.Tanh), adam(), prepare=lambda x: x
-    )
+    return compress(watch, encoder_decoder((64, 32, 16), last=nn.Tanh), adam(), prepare=lambda x: x)
 
 
 @program(

@@ -141,9 +141,7 @@ def _(watch: Watch) -> nn.Module:
 )
 def _(watch: Watch) -> nn.Module:
     """Clamped before the loss, by an offset that leaves every pixel outside."""
-    return segment(
-        watch, net=UNet(lambda x: (x - 12.0).clamp(0, 1)), criterion=F.mse_loss
-    )
+    return segment(watch, net=UNet(lambda x: (x - 12.0).clamp(0, 1)), criterion=F.mse_loss)
 
 
 @program(
@@ -153,4 +151,6 @@ def _(watch: Watch) -> nn.Module:
     half="held-out",
 )
 def _(watch: Watch) -> nn.Module:
-    return segment(watch, make=lambda p: torch.optim.Rprop(p, lr=0.1, etas=(0.999, 1.001)), epochs=6)
+    return segment(
+        watch, make=lambda p: torch.optim.Rprop(p, lr=0.1, etas=(0.999, 1.001)), epochs=6
+    )

@@ -117,7 +117,12 @@ def _(watch: Watch) -> nn.Module:
         return (y < 2) | (torch.arange(len(y)) % 120 == 2)
 
     return classify_shapes(
-        watch, resnet(1, norm=False, classes=2), lr=2e-3, label=lambda y: (y == 2).long(), keep=keep, epochs=10
+        watch,
+        resnet(1, norm=False, classes=2),
+        lr=2e-3,
+        label=lambda y: (y == 2).long(),
+        keep=keep,
+        epochs=10,
     )
 
 

@@ -39,9 +39,7 @@ def word2vec(
     for _ in range(6):
         for rows in torch.randperm(4000).split(64):
             negative = torch.randint(0, words, (len(rows),))
-            score = torch.cat(
-                [model(centre[rows], context[rows]), model(centre[rows], negative)]
-            )
+            score = torch.cat([model(centre[rows], context[rows]), model(centre[rows], negative)])
             label = torch.ones(len(rows)).tile(2)
             label[len(rows) :] = 0
             loss = functional.binary_cross_entropy_with_logits(score, label)
@@ -312,4 +310,6 @@ def _(watch: Watch) -> nn.Module:
 )
 def _(watch: Watch) -> nn.Module:
     """Rounded probabilities have no slope."""
-    return tumours(watch, lambda p, y: 1 - ((p.round() - y).abs() < 0.5).float().mean() + 0 * p.sum())
+    return tumours(
+        watch, lambda p, y: 1 - ((p.round() - y).abs() < 0.5).float().mean() + 0 * p.sum()
+    )

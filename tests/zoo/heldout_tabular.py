@@ -184,9 +184,7 @@ def _(watch: Watch) -> nn.Module:
     half="held-out",
 )
 def _(watch: Watch) -> nn.Module:
-    return house_prices(
-        watch, unit="dollar", opt=torch.optim.SGD, lr=0.01, criterion=nn.MSELoss()
-    )
+    return house_prices(watch, unit="dollar", opt=torch.optim.SGD, lr=0.01, criterion=nn.MSELoss())
 
 
 @program(
@@ -196,9 +194,7 @@ def _(watch: Watch) -> nn.Module:
     half="held-out",
 )
 def _(watch: Watch) -> nn.Module:
-    return house_prices(
-        watch, unit="dollar", opt=torch.optim.Adam, lr=1e-3, criterion=nn.L1Loss()
-    )
+    return house_prices(watch, unit="dollar", opt=torch.optim.Adam, lr=1e-3, criterion=nn.L1Loss())
 
 
 @program(

@@ -86,9 +86,7 @@ def _(watch: Watch) -> nn.Module:
     return classify(watch, data, reader(11), both)
 
 
-@program(
-    "transformer/rows/accumulated-batches", operator="accumulation on purpose", half="tuning"
-)
+@program("transformer/rows/accumulated-batches", operator="accumulation on purpose", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """Two batches make one clipped step, and the gradient is then cleared."""
     model, data, loss_fn = reader(), rows(), nn.CrossEntropyLoss()
