@@ -36,7 +36,7 @@ class Recorder:
         self.losses: list[float] = []
 
     def attach(self, optimizer: Optimizer, model: nn.Module) -> None:
-        assert not list(optimizer.state)
+        assert all(state["step"] == 0 for state in optimizer.state.values())
         assert list(model.parameters())
         self.events.append("attach")
 

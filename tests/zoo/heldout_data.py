@@ -15,7 +15,8 @@ RHYME = (
     "one for sorrow, two for joy, three for a girl, four for a boy, five for silver, six for "
     "gold, seven for a secret never to be told. "
     "the north wind doth blow, and we shall have snow, and what will the robin do then, poor "
-    "thing? he will sit in a barn, and keep himself warm, and hide his head under his wing, poor thing. "
+    "thing? he will sit in a barn, and keep himself warm, and hide his head under his wing, "
+    "poor thing. "
 ) * 6
 LETTERS = sorted(set(RHYME))
 
@@ -26,7 +27,7 @@ def spirals() -> tuple[Tensor, Tensor]:
     random = np.random.default_rng(10)
     radius = np.tile(np.linspace(0.05, 1, 150), 3)
     label = np.repeat(np.arange(3), 150)
-    angle = 4 * radius + label * 2 * math.pi / 3 + random.normal(0, 0.12, 450)
+    angle = 4 * radius + label * 2 * math.pi / 3 + random.normal(0, 0.05, 450)
     points = np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)
     return torch.tensor(points, dtype=torch.float32), torch.tensor(label)
 

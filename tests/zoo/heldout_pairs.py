@@ -222,7 +222,7 @@ def _(watch: Watch) -> nn.Module:
     half="held-out",
 )
 def _(watch: Watch) -> nn.Module:
-    return embed(watch, nn.TripletMarginLoss(margin=1.0), lr=1.0, squash=True)
+    return embed(watch, nn.TripletMarginLoss(margin=1.0), lr=0.3, squash=True)
 
 
 @program(

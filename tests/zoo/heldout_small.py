@@ -178,7 +178,7 @@ def ring_gan(watch: Watch, *, seen: str, clamp: float | None) -> nn.Module:
     generator = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
     critic = nn.Sequential(nn.Linear(2, 64), nn.LeakyReLU(0.2), nn.Linear(64, 1))
     opt_g = torch.optim.RMSprop(generator.parameters(), lr=5e-4)
-    opt_c = torch.optim.RMSprop(critic.parameters(), lr=5e-4 if clamp else 1e-2)
+    opt_c = torch.optim.RMSprop(critic.parameters(), lr=5e-4 if clamp else 5e-2)
     watch.attach(*((opt_c, critic) if seen == "critic" else (opt_g, generator)))
     for _ in range(300):
         for _ in range(1 if clamp is None else 2):
