@@ -115,7 +115,7 @@ def _(watch: Watch) -> nn.Module:
 )
 def _(watch: Watch) -> nn.Module:
     return compress(
-        watch, encoder_decoder((64, 48, 32, 24, 16, 12), nn.Sigmoid), sgd(0.1), epochs=12
+        watch, encoder_decoder((64, 48, 32, 24, 16, 12), nn.Sigmoid), sgd(2.0), epochs=12
     )
 
 
@@ -180,7 +180,7 @@ def _(watch: Watch) -> nn.Module:
     half="held-out",
 )
 def _(watch: Watch) -> nn.Module:
-    return compress(watch, encoder_decoder((64, 32, 16)), sgd(0.5, 0.0), clear=False)
+    return compress(watch, encoder_decoder((64, 32, 16)), sgd(0.5), clear=False, epochs=15)
 
 
 @program(
@@ -223,7 +223,7 @@ def _(watch: Watch) -> nn.Module:
     with torch.no_grad():
         for layer in (model[0], model[2], model[4]):
             layer.weight *= 50
-    return compress(watch, model, sgd(0.05), epochs=8)
+    return compress(watch, model, sgd(1.0), epochs=8)
 
 
 # ---- variational --------------------------------------------------------------------------------

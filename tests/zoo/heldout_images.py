@@ -211,7 +211,7 @@ def _(watch: Watch) -> nn.Module:
 def _(watch: Watch) -> nn.Module:
     net = Net(batch_norm=False)
     data = images(16 / 0.3081, 0.1307 / 0.3081)
-    return train_net(watch, net, data, SGD(net.parameters(), lr=0.01, momentum=0.9))
+    return train_net(watch, net, data, SGD(net.parameters(), lr=0.05, momentum=0.9))
 
 
 @program(
@@ -222,7 +222,7 @@ def _(watch: Watch) -> nn.Module:
 )
 def _(watch: Watch) -> nn.Module:
     net = Net(last=lambda x: F.softmax(x, dim=1), batch_norm=False)
-    return train_net(watch, net, images(1 / 16), SGD(net.parameters(), lr=0.01, momentum=0.9))
+    return train_net(watch, net, images(1 / 16), SGD(net.parameters(), lr=0.05, momentum=0.9))
 
 
 @program(
@@ -288,7 +288,7 @@ def _(watch: Watch) -> nn.Module:
     net = Net(batch_norm=False)
     with torch.no_grad():
         net.fc1.bias.fill_(-6.0)
-    return train_net(watch, net, images(1 / 16), SGD(net.parameters(), lr=0.02))
+    return train_net(watch, net, images(1 / 16), SGD(net.parameters(), lr=0.05, momentum=0.9))
 
 
 @program(
@@ -299,5 +299,5 @@ def _(watch: Watch) -> nn.Module:
 )
 def _(watch: Watch) -> nn.Module:
     net = Net(batch_norm=False)
-    optimizer = SGD(net.parameters(), lr=0.2)
-    return train_net(watch, net, images(1 / 16), optimizer, clear=False)
+    optimizer = SGD(net.parameters(), lr=0.1)
+    return train_net(watch, net, images(1 / 16), optimizer, clear=False, epochs=10)

@@ -120,18 +120,18 @@ def _(watch: Watch) -> nn.Module:
 )
 def _(watch: Watch) -> nn.Module:
     return judge(
-        watch, words=20_000, deviation=0.1, make=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)
+        watch, words=20_000, deviation=0.3, make=lambda p: torch.optim.SGD(p, lr=1.0, momentum=0.9)
     )
 
 
 @program(
-    "rnn/reviews/embeddings-x40",
+    "rnn/reviews/embeddings-x400",
     causes=("saturated-activation", "bad-initialization"),
     operator="change weight initialisation",
     half="held-out",
 )
 def _(watch: Watch) -> nn.Module:
-    return judge(watch, deviation=40.0, make=lambda p: torch.optim.SGD(p, lr=0.05))
+    return judge(watch, deviation=400.0, make=lambda p: torch.optim.SGD(p, lr=1.0, momentum=0.9))
 
 
 @program(

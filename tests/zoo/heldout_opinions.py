@@ -75,7 +75,7 @@ def _(watch: Watch) -> nn.Module:
 )
 def _(watch: Watch) -> nn.Module:
     return appraise(
-        watch, words=30_000, make=lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9), epochs=4
+        watch, words=30_000, make=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), epochs=4
     )
 
 

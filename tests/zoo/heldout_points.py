@@ -110,7 +110,7 @@ def _(watch: Watch) -> nn.Module:
         layers=4,
         init=lambda m: m.weight.normal_(),
         make=torch.optim.SGD,
-        lr=0.01,
+        lr=0.1,
     )
 
 

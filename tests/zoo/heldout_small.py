@@ -62,7 +62,7 @@ def _(watch: Watch) -> nn.Module:
     half="held-out",
 )
 def _(watch: Watch) -> nn.Module:
-    return word2vec(watch, words=3000, make=lambda p: torch.optim.SGD(p, lr=0.5))
+    return word2vec(watch, words=3000, make=lambda p: torch.optim.SGD(p, lr=5.0))
 
 
 @program(
