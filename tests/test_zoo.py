@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from statistics import median
 from typing import Any
 
@@ -37,7 +36,7 @@ class Recorder:
         self.losses: list[float] = []
 
     def attach(self, optimizer: Optimizer, model: nn.Module) -> None:
-        assert not list(optimizer.state)
+        assert all(state["step"] == 0 for state in optimizer.state.values())
         assert list(model.parameters())
         self.events.append("attach")
 
@@ -63,21 +62,16 @@ def test_a_name_given_twice_is_refused():
         register(taken, operator="none", half="tuning")(lambda watch: nn.Identity())
 
 
-def test_there_are_enough_programs():
-    assert len(FAULTY) >= 60
-    assert len(HEALTHY) >= 30
-
-
 def test_causes_are_codes():
     assert {cause for program in FAULTY for cause in program.causes} <= CODES
     assert all(len(set(program.causes)) == len(program.causes) for program in FAULTY)
 
 
 @pytest.mark.parametrize("code", sorted(CODES))
-def test_every_code_has_programs_of_two_architectures_and_in_both_halves(code: str):
-    programs = [program for program in FAULTY if code in program.causes]
+@pytest.mark.parametrize("half", ["tuning", "held-out"])
+def test_every_code_has_programs_of_two_architectures_in_each_half(code: str, half: str):
+    programs = [program for program in FAULTY if program.half == half and code in program.causes]
     assert len({program.architecture for program in programs}) >= 2
-    assert {program.half for program in programs} == {"tuning", "held-out"}
 
 
 def test_what_is_a_first_cause_in_one_half_is_one_in_the_other():
@@ -88,11 +82,10 @@ def test_what_is_a_first_cause_in_one_half_is_one_in_the_other():
     assert first["tuning"] == first["held-out"]
 
 
-@pytest.mark.parametrize("group", [FAULTY, HEALTHY], ids=["faulty", "healthy"])
-def test_the_halves_are_of_a_size(group: list[Program]):
-    halves = Counter(program.half for program in group)
-    assert halves.keys() == {"tuning", "held-out"}
-    assert abs(halves["tuning"] - halves["held-out"]) <= len(group) / 8
+@pytest.mark.parametrize("half", ["tuning", "held-out"])
+def test_each_half_is_large_enough_to_judge_by(half: str):
+    assert sum(program.half == half for program in FAULTY) >= 60
+    assert sum(program.half == half for program in HEALTHY) >= 30
 
 
 # ---- runs ---------------------------------------------------------------------------------------
@@ -127,7 +120,7 @@ def test_a_watch_is_attached_once_and_first(program: Program):
 
 
 # Their docstrings say why the loss of these need not fall.
-LEVEL = ("gan", "policy-gradient", "converged", "fine-tuning")
+LEVEL = ("gan", "policy-gradient", "converged", "fine-tuning", "noisy")
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def rebuild(
     return fit(watch, model, optimizer, loss_fn or nn.MSELoss(), data, epochs=epochs)
 
 
-@program("autoencoder/digits/adam", operator="twin", half="held-out")
+@program("autoencoder/digits/adam", operator="twin", half="tuning")
 def _(watch: Watch) -> nn.Module:
     return rebuild(watch, standardised())
 
@@ -71,7 +71,7 @@ def _(watch: Watch) -> nn.Module:
     "autoencoder/digits/sigmoid-output-raw-pixels",
     causes=("loss-output-mismatch", "bad-targets"),
     operator="targets not scaled",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     data = pixels().map(targets=lambda y: 16 * y)
@@ -109,7 +109,7 @@ class Root(nn.Module):
     "autoencoder/digits/root-behind-where",
     causes=("nonfinite-gradient",),
     operator="add activation function",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     return rebuild(watch, pixels(), Autoencoder((64, 48, 16), output=Root))
@@ -135,7 +135,7 @@ def _(watch: Watch) -> nn.Module:
     "autoencoder/digits/own-output-as-target",
     causes=("zero-loss",),
     operator="change loss function: outputs compared with themselves",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     class WithItself(nn.Module):
@@ -162,7 +162,7 @@ def _(watch: Watch) -> nn.Module:
     "autoencoder/digits/tanh-inputs-x255",
     causes=("bad-inputs", "saturated-activation"),
     operator="inputs not scaled",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     data = standardised().map(inputs=lambda x: 255 * x)

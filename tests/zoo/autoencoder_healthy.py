@@ -37,7 +37,7 @@ class Winners(nn.Module):
         return torch.zeros_like(inputs).scatter(1, places, values)
 
 
-@program("autoencoder/digits/k-sparse", operator="very sparse but alive units", half="held-out")
+@program("autoencoder/digits/k-sparse", operator="very sparse but alive units", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """Of 64 units of the code, sixty are 0 for any one image."""
     model = nn.Sequential(nn.Linear(64, 64), Winners(), nn.Linear(64, 64))
@@ -79,7 +79,7 @@ class Convolutional(nn.Module):
         return self.decoder(self.encoder(inputs)).sigmoid()
 
 
-@program("autoencoder/digits/convolutional", operator="saturated outputs, rightly", half="held-out")
+@program("autoencoder/digits/convolutional", operator="saturated outputs, rightly", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """Half of the pixels are 0, so half of the sigmoids are to saturate."""
     data = pixels()

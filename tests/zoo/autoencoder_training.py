@@ -48,7 +48,7 @@ def _(watch: Watch) -> nn.Module:
     "autoencoder/digits/sgd-lr-1e-6",
     causes=("lr-too-low",),
     operator="change learning rate",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     return descend(watch, 1e-6)
@@ -68,7 +68,7 @@ def _(watch: Watch) -> nn.Module:
     "autoencoder/digits/deep-and-narrow-relu",
     causes=("dead-units", "bad-initialization"),
     operator="add layers, change bias initialisation",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model = Autoencoder((64, 4, 4, 3, 3))
@@ -82,7 +82,7 @@ def _(watch: Watch) -> nn.Module:
     "autoencoder/digits/twelve-sigmoid-layers",
     causes=("vanishing-gradient",),
     operator="change activation function",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     return descend(watch, 0.1, Autoencoder((64, 48, 32, 32, 32, 32, 16), nn.Sigmoid))
@@ -121,7 +121,7 @@ def _(watch: Watch) -> nn.Module:
     "autoencoder/digits/no-zero-grad",
     causes=("gradient-accumulation",),
     operator="zero_grad removed",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model, data = Autoencoder((64, 48, 16)), standardised()
@@ -149,7 +149,7 @@ class Detached(Autoencoder):
     "autoencoder/digits/code-detached",
     causes=("parameters-not-updating",),
     operator="detach in the forward pass",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     return rebuild(watch, standardised(), Detached((64, 48, 4)))
@@ -187,7 +187,7 @@ def encode(watch: Watch, weight: float) -> nn.Module:
     return model
 
 
-@program("autoencoder/digits/variational", operator="noisy latent variable", half="held-out")
+@program("autoencoder/digits/variational", operator="noisy latent variable", half="tuning")
 def _(watch: Watch) -> nn.Module:
     return encode(watch, 0.5)
 
@@ -196,7 +196,7 @@ def _(watch: Watch) -> nn.Module:
     "autoencoder/digits/code-collapsed",
     causes=("constant-predictions", "underfitting"),
     operator="add regulariser: divergence weighted a hundredfold",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """The code holds nothing, and every image is rebuilt as the mean image."""
@@ -207,7 +207,7 @@ def _(watch: Watch) -> nn.Module:
     "autoencoder/digits/momentum-0.995",
     causes=("oscillating-loss", "lr-too-high"),
     operator="change optimisation function",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model = Autoencoder((64, 48, 16), nn.Tanh)

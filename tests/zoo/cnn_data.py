@@ -29,7 +29,7 @@ def _(watch: Watch) -> nn.Module:
     "cnn/digits/inputs-0-255",
     causes=("bad-inputs",),
     operator="inputs not scaled",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     return classify(watch, digit_images().map(lambda x: x * 255))
@@ -49,7 +49,7 @@ def _(watch: Watch) -> nn.Module:
     "cnn/digits/integer-division",
     causes=("bad-inputs",),
     operator="inputs constant: uint8 // 255",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     data = digit_images()
@@ -68,7 +68,7 @@ def _(watch: Watch) -> nn.Module:
 
 
 @program(
-    "cnn/digits/random-labels", causes=("bad-targets",), operator="change labels", half="held-out"
+    "cnn/digits/random-labels", causes=("bad-targets",), operator="change labels", half="tuning"
 )
 def _(watch: Watch) -> nn.Module:
     data = digit_images()
@@ -98,7 +98,7 @@ def _(watch: Watch) -> nn.Module:
     "cnn/digits/twenty-images",
     causes=("overfitting",),
     operator="delete training data",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     data = digit_images()
@@ -125,7 +125,7 @@ def weigh(watch: Watch, data: Split) -> nn.Module:
     return fit(watch, model, sgd(model, 0.005), functional.mse_loss, data, epochs=6)
 
 
-@program("cnn/ink/sgd", operator="twin", half="held-out")
+@program("cnn/ink/sgd", operator="twin", half="tuning")
 def _(watch: Watch) -> nn.Module:
     return weigh(watch, ink(1.0))
 

@@ -20,7 +20,7 @@ def low(data: Split) -> Split:
     return data.rows(data.y < 5)
 
 
-@program("cnn/digits/frozen-backbone", operator="frozen backbone", half="held-out")
+@program("cnn/digits/frozen-backbone", operator="frozen backbone", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """The layers learnt on the digits 0 to 4 stay; a new head learns all ten."""
     data = digit_images()
@@ -42,7 +42,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, nn.CrossEntropyLoss(), data, epochs=6)
 
 
-@program("cnn/digits/fine-tuning", operator="small fine-tuning rate", half="held-out")
+@program("cnn/digits/fine-tuning", operator="small fine-tuning rate", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """Trained on clean digits, it adapts to less contrast by small steps; the loss falls."""
     data = digit_images()
@@ -62,7 +62,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, nn.CrossEntropyLoss(), digit_images(), epochs=6)
 
 
-@program("cnn/digits/grad-scaler", operator="GradScaler's first skipped steps", half="held-out")
+@program("cnn/digits/grad-scaler", operator="GradScaler's first skipped steps", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """The scale starts far too high, so the first steps overflow and are skipped."""
     model, data, loss_fn = cnn(batch_norm=True), digit_images(), nn.CrossEntropyLoss()
@@ -92,7 +92,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, sgd(model, 0.01), nn.CrossEntropyLoss(), data, epochs=4)
 
 
-@program("cnn/digits/label-smoothing", operator="loss that cannot reach zero", half="held-out")
+@program("cnn/digits/label-smoothing", operator="loss that cannot reach zero", half="tuning")
 def _(watch: Watch) -> nn.Module:
     data, model = digit_images(), cnn()
     return fit(watch, model, sgd(model), nn.CrossEntropyLoss(label_smoothing=0.2), data, epochs=6)
@@ -133,7 +133,7 @@ class Residual(nn.Module):
         return inputs + self.last(functional.relu(self.first(functional.relu(inputs))))
 
 
-@program("cnn/digits/eight-residual-blocks", operator="deep with small gradients", half="held-out")
+@program("cnn/digits/eight-residual-blocks", operator="deep with small gradients", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """The first layers of the residual branches have a zero gradient in the first step."""
     blocks = [Residual(8) for _ in range(8)]
@@ -163,7 +163,7 @@ def _(watch: Watch) -> nn.Module:
     return model
 
 
-@program("cnn/digits/has-digits-multi-label", operator="rare positives, learnt", half="held-out")
+@program("cnn/digits/has-digits-multi-label", operator="rare positives, learnt", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """Ten yes-or-no questions an image, one of which is yes: nine targets in ten are 0."""
     data = digit_images().map(targets=lambda y: functional.one_hot(y, 10).float())

@@ -28,7 +28,7 @@ def weights(model: nn.Module) -> list[nn.Parameter]:
     return [p for name, p in model.named_parameters() if name.endswith("weight")]
 
 
-@program("cnn/digits/six-layers-tanh", operator="twin", half="held-out")
+@program("cnn/digits/six-layers-tanh", operator="twin", half="tuning")
 def _(watch: Watch) -> nn.Module:
     return classify(watch, tanh_layers())
 
@@ -51,7 +51,7 @@ def _(watch: Watch) -> nn.Module:
     "cnn/digits/tanh-bias-12",
     causes=("saturated-activation", "bad-initialization"),
     operator="change bias initialisation",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """In every second channel of the third layer and in all of the fourth tanh is flat."""
@@ -75,7 +75,7 @@ def _(watch: Watch) -> nn.Module:
     "cnn/digits/weights-zero",
     causes=("bad-initialization",),
     operator="change weights initialisation",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model = cnn()
@@ -88,7 +88,7 @@ def _(watch: Watch) -> nn.Module:
     "cnn/digits/weights-small",
     causes=("bad-initialization", "plateau", "vanishing-gradient", "dead-units"),
     operator="change weights initialisation",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model = cnn((8, 16, 16, 16))
@@ -127,7 +127,7 @@ def _(watch: Watch) -> nn.Module:
     "cnn/digits/softmax-before-cross-entropy",
     causes=("loss-output-mismatch",),
     operator="add activation function",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     return classify(watch, nn.Sequential(cnn(), nn.Softmax(dim=1)))
@@ -180,7 +180,7 @@ class PerImageScale(nn.Module):
     "cnn/digits/scale-by-zero-deviation",
     causes=("nonfinite-loss",),
     operator="division 0 / 0 in a layer",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model = cnn()

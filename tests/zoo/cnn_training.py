@@ -26,7 +26,7 @@ def _(watch: Watch) -> nn.Module:
     "cnn/digits/adamw-lr-x300",
     causes=("lr-too-high",),
     operator="change learning rate",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     return adam(watch, 1.0)
@@ -46,7 +46,7 @@ def _(watch: Watch) -> nn.Module:
     "cnn/digits/weight-decay-100",
     causes=("underfitting", "constant-predictions"),
     operator="add weights regularisation",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     return adam(watch, 3e-3, 100.0)
@@ -68,7 +68,7 @@ def _(watch: Watch) -> nn.Module:
     "cnn/digits/lr-spike",
     causes=("dead-units", "lr-too-high"),
     operator="change learning rate in one step",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model = cnn()
@@ -106,7 +106,7 @@ def _(watch: Watch) -> nn.Module:
     "cnn/digits/optimizer-of-the-old-model",
     causes=("parameters-not-updating",),
     operator="optimizer made before the model was replaced",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model, data, loss_fn = cnn(), digit_images(), nn.CrossEntropyLoss()

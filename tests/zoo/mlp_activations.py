@@ -36,7 +36,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/wine/killed-by-lr-spike",
     causes=("dead-units", "lr-too-high"),
     operator="change learning rate",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """Three steps at 100 times the rate push all units below zero for every input."""
@@ -65,7 +65,7 @@ class Shifted(nn.Module):
     "mlp/waves/threshold-too-high",
     causes=("dead-units", "constant-predictions"),
     operator="change activation",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model = mlp((2, 32, 32, 1), Shifted)
@@ -89,7 +89,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/waves/deep-tanh",
     causes=("vanishing-gradient", "bad-initialization"),
     operator="change weights initialisation",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """Fourteen tanh layers whose weights shrink a signal about tenfold each."""
@@ -112,7 +112,7 @@ class Steep(nn.Module):
     "mlp/waves/steep-tanh",
     causes=("saturated-activation", "vanishing-gradient"),
     operator="change activation",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model = mlp((2, 16, 16, 16, 1), Steep)
@@ -155,7 +155,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/wine/deep-relu-gain",
     causes=("exploding-gradient", "bad-initialization", "diverging-loss"),
     operator="change weights initialisation",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """Twelve ReLU layers with five times the deviation that keeps a signal's scale."""
@@ -190,7 +190,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/ids/rare-rows",
     causes=("sparse-gradients", "lr-too-low", "underfitting"),
     operator="change optimizer",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """Each of 1000 ids occurs six times an epoch: an embedding's row has no gradient in seven

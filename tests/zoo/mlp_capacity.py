@@ -29,7 +29,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/diabetes/overfit-too-long",
     causes=("overfitting",),
     operator="change number of epochs",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """All rows, but many times what they are good for."""
@@ -55,7 +55,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/waves/no-activation",
     causes=("underfitting",),
     operator="remove activation function",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """Without activations the network is a plane, and the waves are not."""
@@ -81,7 +81,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/wine/dropout-too-strong",
     causes=("underfitting",),
     operator="change dropout rate",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """97 % of the inputs and hidden units are dropped."""
@@ -122,7 +122,7 @@ class Pooled(nn.Module):
     "mlp/digits/mean-over-batch",
     causes=("constant-predictions", "underfitting"),
     operator="change dimension of reduction",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """Every row of a batch gets the same answer."""

@@ -26,7 +26,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, cross_entropy, digits(), epochs=12)
 
 
-@program("mlp/digits/healthy-adam-dropout", operator="dropout", half="held-out")
+@program("mlp/digits/healthy-adam-dropout", operator="dropout", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """Dropout makes the training loss noisy and higher than that of validation."""
     model = nn.Sequential(
@@ -46,7 +46,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, loss_fn, wine(), epochs=25, batch_size=16)
 
 
-@program("mlp/cancer/healthy-70-to-30", operator="imbalance that is learnt", half="held-out")
+@program("mlp/cancer/healthy-70-to-30", operator="imbalance that is learnt", half="tuning")
 def _(watch: Watch) -> nn.Module:
     data = cancer()
     benign, malignant = (data.y == 1).nonzero().flatten(), (data.y == 0).nonzero().flatten()
@@ -74,7 +74,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, nll_loss, iris(), epochs=25, batch_size=16)
 
 
-@program("mlp/diabetes/healthy", operator="noise that nothing explains", half="held-out")
+@program("mlp/diabetes/healthy", operator="noise that nothing explains", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """Half of the targets' variance is noise: the loss settles near 0.45, as it should."""
     model = mlp((10, 16, 1))
@@ -89,7 +89,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, mse_loss, waves(), epochs=15)
 
 
-@program("mlp/diabetes/healthy-sum-of-squares", operator="huge loss", half="held-out")
+@program("mlp/diabetes/healthy-sum-of-squares", operator="huge loss", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """Raw targets and a sum over the batch: a loss in the hundred thousands that falls, since the
     last bias starts at the targets' mean and Adam does not see the scale."""
@@ -111,7 +111,7 @@ def _(watch: Watch) -> nn.Module:
     )  # fmt: skip
 
 
-@program("mlp/digits/healthy-cosine-to-zero", operator="rate that ends at 0", half="held-out")
+@program("mlp/digits/healthy-cosine-to-zero", operator="rate that ends at 0", half="tuning")
 def _(watch: Watch) -> nn.Module:
     model = mlp((64, 64, 32, 10), nn.GELU)
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -139,7 +139,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, cross_entropy, data, epochs=8)
 
 
-@program("mlp/waves/healthy-huber", operator="outliers under a robust loss", half="held-out")
+@program("mlp/waves/healthy-huber", operator="outliers under a robust loss", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """One target in fifty is off by ten deviations, which Huber's loss bears."""
     data = waves()
@@ -150,7 +150,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, huber_loss, data, epochs=15)
 
 
-@program("mlp/digits/healthy-multi-label", operator="several labels a row", half="held-out")
+@program("mlp/digits/healthy-multi-label", operator="several labels a row", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """Even, prime, above five: each output is a logit of its own."""
 

@@ -31,7 +31,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/digits/constant-weights",
     causes=("bad-initialization",),
     operator="change weights initialisation",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """All weights of a layer are equal, so its units stay copies of one."""
@@ -61,7 +61,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/diabetes/weights-x20",
     causes=("bad-initialization", "exploding-gradient"),
     operator="change weights initialisation",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model = mlp((10, 32, 32, 1))
@@ -76,7 +76,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/digits/bias-minus-10",
     causes=("bad-initialization", "dead-units", "constant-predictions"),
     operator="change bias initialisation",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """Biases of -10 in ReLU layers: no unit is ever active."""
@@ -110,7 +110,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/parity/plateau",
     causes=("plateau", "flat-loss", "underfitting"),
     operator="change activation",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """The parity of four of ten bits, with next to no gradient at a random start (Shalev-Shwartz

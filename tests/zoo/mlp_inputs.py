@@ -29,7 +29,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/cancer/unscaled-inputs",
     causes=("bad-inputs",),
     operator="remove scaling of training data",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """Areas up to 4254: the first steps throw the ReLU network to a constant answer."""
@@ -42,7 +42,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/digits/inputs-to-255",
     causes=("bad-inputs", "saturated-activation"),
     operator="remove scaling of training data",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """Grey values from 0 to 255 into tanh units."""
@@ -88,7 +88,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/digits/one-row-repeated",
     causes=("bad-inputs", "constant-predictions"),
     operator="repeat training data",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """A loader that returns the same picture for every index, with labels that change."""
@@ -102,7 +102,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/digits/sorted-by-class",
     causes=("bad-inputs", "bad-targets", "class-imbalance", "oscillating-loss"),
     operator="change batching",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """Sorted by class and never shuffled: each batch holds one class, and undoes the last."""

@@ -28,7 +28,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/diabetes/sgd-lr-x40",
     causes=("lr-too-high", "diverging-loss", "nonfinite-loss", "exploding-gradient"),
     operator="change learning rate",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model = mlp((10, 32, 1), nn.Softplus)
@@ -40,7 +40,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/waves/adam-lr-x600",
     causes=("lr-too-high", "oscillating-loss", "saturated-activation"),
     operator="change learning rate",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """Every step moves every weight by about 3: the tanh units saturate as a consequence."""
@@ -78,7 +78,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/digits/restarts-too-high",
     causes=("oscillating-loss", "lr-too-high"),
     operator="change learning rate",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """Every 40 steps the schedule goes back to a rate that throws away what was learnt."""
@@ -111,7 +111,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/cancer/adam-lr-over-1000",
     causes=("lr-too-low", "flat-loss"),
     operator="change learning rate",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model = mlp((30, 32, 2))

@@ -32,7 +32,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/diabetes/lr-zero",
     causes=("parameters-not-updating", "lr-too-low"),
     operator="change learning rate",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """The rate of a schedule that had already ended."""
@@ -77,7 +77,7 @@ class Detached(nn.Module):
     "mlp/digits/detached-body",
     causes=("parameters-not-updating",),
     operator="remove gradient path",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model = Detached()
@@ -89,7 +89,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/cancer/zero-grad-before-step",
     causes=("parameters-not-updating",),
     operator="swap order of calls",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model = mlp((30, 32, 2))
@@ -150,7 +150,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/diabetes/zero-grad-of-another",
     causes=("gradient-accumulation",),
     operator="remove zeroing of gradients",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """The loop zeroes the gradients of the model it was copied from."""

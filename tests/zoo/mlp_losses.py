@@ -35,7 +35,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/cancer/sigmoid-into-logits-loss",
     causes=("loss-output-mismatch",),
     operator="add activation function",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """Probabilities as logits: a certain "no" counts as one half."""
@@ -62,7 +62,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/waves/sigmoid-output",
     causes=("loss-output-mismatch",),
     operator="add activation function",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """Targets from -2 to 2, outputs from 0 to 1."""
@@ -89,7 +89,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/diabetes/broadcast-targets",
     causes=("loss-output-mismatch", "constant-predictions"),
     operator="change loss function",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """Outputs ``[n, 1]`` against targets ``[n]``: each output is compared with every target."""
@@ -123,7 +123,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/diabetes/everything-masked",
     causes=("zero-loss",),
     operator="change loss function",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """The mask of valid rows was made with the comparison turned round."""
@@ -158,7 +158,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/waves/root-of-zero",
     causes=("nonfinite-gradient", "nonfinite-loss"),
     operator="change loss function",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """A penalty on the norm of a bias that starts at 0: itself 0, but its gradient is 0/0."""
@@ -176,7 +176,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/cancer/empty-mask",
     causes=("nonfinite-loss",),
     operator="change loss function",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """The mean over the rows of the rarer class in batches of four: now and then there are none,
@@ -214,7 +214,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/digits/half-overflow",
     causes=("nonfinite-loss", "nonfinite-gradient", "bad-inputs"),
     operator="change data type",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """All in float16, with a sum of squares over a batch that passes its largest number, 65504."""
@@ -233,7 +233,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/wine/softmax-over-batch",
     causes=("loss-output-mismatch",),
     operator="change dimension of reduction",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """The softmax runs over the rows of the batch instead of over the classes."""

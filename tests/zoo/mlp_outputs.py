@@ -11,7 +11,7 @@ from zoo.models import mlp
 from zoo.program import Watch, fit, program
 
 
-@program("mlp/diabetes/healthy-softplus", operator="positive output and targets", half="held-out")
+@program("mlp/diabetes/healthy-softplus", operator="positive output and targets", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """Targets from 0.25 to 3.5, outputs above 0."""
     model = nn.Sequential(mlp((10, 32, 1)), nn.Softplus())
@@ -29,7 +29,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, binary_cross_entropy, data, epochs=10)
 
 
-@program("mlp/iris/healthy-brier", operator="probabilities in their own loss", half="held-out")
+@program("mlp/iris/healthy-brier", operator="probabilities in their own loss", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """Softmax output and squared error to one-hot targets: the Brier score."""
     model = nn.Sequential(mlp((4, 16, 3), nn.Tanh), nn.Softmax(dim=1))

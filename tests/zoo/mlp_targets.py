@@ -34,7 +34,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/wine/labels-one-row-late",
     causes=("bad-targets", "overfitting"),
     operator="change labels",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """Each row has the label of the row before it."""
@@ -48,7 +48,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/cancer/label-noise",
     causes=("bad-targets", "overfitting"),
     operator="change labels",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """40 % of the training labels are turned over."""
@@ -77,7 +77,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/diabetes/targets-in-millions",
     causes=("bad-targets", "lr-too-low"),
     operator="remove scaling of training data",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """Targets near 1.5e8: Adam's steps of 0.001 never get there."""
@@ -107,7 +107,7 @@ def _(watch: Watch) -> nn.Module:
     "mlp/digits/imbalance-one-class",
     causes=("class-imbalance", "constant-predictions"),
     operator="unbalance training data",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """All eights, and one row each of three other digits."""

@@ -25,7 +25,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, cross_entropy, digits(), epochs=8)
 
 
-@program("mlp/digits/healthy-sparse-relu", operator="sparse but alive units", half="held-out")
+@program("mlp/digits/healthy-sparse-relu", operator="sparse but alive units", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """Normalised units less 1.6: each is active for one input in twenty, and none for no input."""
     model = nn.Sequential(nn.Linear(64, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 10))
@@ -34,7 +34,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, cross_entropy, digits(), epochs=8)
 
 
-@program("mlp/ids/healthy-unseen-rows", operator="embedding with unseen rows", half="held-out")
+@program("mlp/ids/healthy-unseen-rows", operator="embedding with unseen rows", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """19000 of the 20000 rows never occur, and have no gradient."""
     model = nn.Sequential(nn.EmbeddingBag(20000, 16), nn.Linear(16, 2))
@@ -42,7 +42,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, cross_entropy, ids(), epochs=5)
 
 
-@program("mlp/iris/healthy-converged", operator="converged run", half="held-out")
+@program("mlp/iris/healthy-converged", operator="converged run", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """Training is taken up again from weights at which there is nothing left to learn."""
     model = mlp((4, 16, 3), nn.Tanh)
@@ -71,7 +71,7 @@ def _(watch: Watch) -> nn.Module:
 
 
 @program(
-    "mlp/digits/healthy-grad-scaler", operator="first steps skipped by a scaler", half="held-out"
+    "mlp/digits/healthy-grad-scaler", operator="first steps skipped by a scaler", half="tuning"
 )
 def _(watch: Watch) -> nn.Module:
     """The scale starts at 2**24: the first gradients overflow float16 and their steps are skipped,
@@ -126,7 +126,7 @@ class Residual(nn.Module):
         return x + 0.2 * self.body(x)
 
 
-@program("mlp/digits/healthy-deep-residual", operator="small gradients in depth", half="held-out")
+@program("mlp/digits/healthy-deep-residual", operator="small gradients in depth", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """Sixteen residual blocks, the gradients of which are small next to the head's."""
     model = nn.Sequential(nn.Linear(64, 32), *(Residual(32) for _ in range(16)), nn.Linear(32, 10))
@@ -190,7 +190,7 @@ def _(watch: Watch) -> nn.Module:
     return generator
 
 
-@program("mlp/bandit/healthy-policy-gradient", operator="noisy policy gradient", half="held-out")
+@program("mlp/bandit/healthy-policy-gradient", operator="noisy policy gradient", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """REINFORCE on a contextual bandit of four arms with noisy rewards: the loss is noise about
     zero from first to last, while the reward rises."""
@@ -221,7 +221,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, cross_entropy, digits(), epochs=8)
 
 
-@program("mlp/waves/healthy-clipped-spikes", operator="bad batches under a clip", half="held-out")
+@program("mlp/waves/healthy-clipped-spikes", operator="bad batches under a clip", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """One batch in fifty has targets a hundred times too large; the clip bounds what it does."""
     model = mlp((2, 32, 32, 1), nn.Tanh)

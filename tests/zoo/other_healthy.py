@@ -65,12 +65,12 @@ def _(watch: Watch) -> nn.Module:
     return duel(watch, "generator")
 
 
-@program("mlp/iris/critic-of-a-gan", operator="GAN", half="held-out")
+@program("mlp/iris/critic-of-a-gan", operator="GAN", half="tuning")
 def _(watch: Watch) -> nn.Module:
     return duel(watch, "critic")
 
 
-@program("mlp/digits/policy-gradient", operator="noisy policy gradient", half="held-out")
+@program("mlp/digits/policy-gradient", operator="noisy policy gradient", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """REINFORCE (Williams 1992) with a reward of 1 for the right guess and its mean as baseline.
 
@@ -161,7 +161,7 @@ def ratings() -> Split:
     return Split(pairs[:1920], y[:1920], pairs[1920:], y[1920:])
 
 
-@program("mlp/ratings/unseen-users", operator="embedding with unseen rows", half="held-out")
+@program("mlp/ratings/unseen-users", operator="embedding with unseen rows", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """The tables have room for 3000 users and 1000 items, most of whom are not there yet."""
     model = Factors(3000, 1000)

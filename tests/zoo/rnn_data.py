@@ -65,7 +65,7 @@ def _(watch: Watch) -> nn.Module:
     "rnn/rows/one-in-a-hundred",
     causes=("class-imbalance",),
     operator="unbalance training data",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     data = rows()
@@ -90,7 +90,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, nn.CrossEntropyLoss(), data, epochs=6)
 
 
-@program("rnn/rows/tanh-sgd", operator="twin", half="held-out")
+@program("rnn/rows/tanh-sgd", operator="twin", half="tuning")
 def _(watch: Watch) -> nn.Module:
     model = Recurrent(nn.RNN, 8, 32, 10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -125,7 +125,7 @@ def _(watch: Watch) -> nn.Module:
     "rnn/forecast/targets-of-shape-n",
     causes=("loss-output-mismatch",),
     operator="targets [N] against outputs [N, 1]",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     return regress(watch, forecast().map(targets=lambda y: y.squeeze(1)))
@@ -135,7 +135,7 @@ def _(watch: Watch) -> nn.Module:
     "rnn/forecast/rounded-output",
     causes=("flat-loss", "vanishing-gradient", "parameters-not-updating"),
     operator="add activation function",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model = nn.Sequential(Recurrent(nn.GRU, 1, 16, 1), Rounded())
@@ -147,7 +147,7 @@ def _(watch: Watch) -> nn.Module:
     "rnn/forecast/targets-in-thousands",
     causes=("bad-targets",),
     operator="regression targets not scaled",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     return regress(watch, forecast().map(targets=lambda y: 50_000 + 10_000 * y))
@@ -157,7 +157,7 @@ def _(watch: Watch) -> nn.Module:
     "rnn/forecast/gap-of-nan",
     causes=("bad-inputs",),
     operator="NaN in training data",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     data = forecast()
@@ -206,7 +206,7 @@ class MaskedMean(nn.Module):
         return self.head((states * mask).sum(dim=1) / mask.sum(dim=1))
 
 
-@program("rnn/rows/masked-mean", operator="twin", half="held-out")
+@program("rnn/rows/masked-mean", operator="twin", half="tuning")
 def _(watch: Watch) -> nn.Module:
     model = MaskedMean()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
@@ -240,7 +240,7 @@ class PoissonLoss(nn.Module):
     "rnn/counts/exp-overflow",
     causes=("nonfinite-loss", "lr-too-high", "bad-targets"),
     operator="exp overflow in the loss",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     data = adding().map(targets=lambda y: (500 * y).round())
@@ -253,7 +253,7 @@ def _(watch: Watch) -> nn.Module:
     "rnn/text/tokens-hashed-anew",
     causes=("bad-inputs", "sparse-gradients"),
     operator="tokens hashed with another salt each time",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """Rows of the embedding are hardly seen twice, so nothing is learnt from them."""

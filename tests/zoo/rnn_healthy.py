@@ -23,7 +23,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, next_character, few, epochs=6, batch_size=16)
 
 
-@program("rnn/adding/lstm-clipped", operator="clipping and large early gradients", half="held-out")
+@program("rnn/adding/lstm-clipped", operator="clipping and large early gradients", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """The loss rests at the variance of the targets for a while, and then falls."""
     model = Recurrent(nn.LSTM, 2, 32, 1)
@@ -53,7 +53,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, nn.CrossEntropyLoss(), rows(), epochs=6)
 
 
-@program("rnn/forecast/sum-of-squares", operator="loss summed, not averaged", half="held-out")
+@program("rnn/forecast/sum-of-squares", operator="loss summed, not averaged", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """Losses and gradients are hundreds of times the usual size; the rate is as much smaller."""
     model = Recurrent(nn.RNN, 1, 16, 1)
@@ -62,7 +62,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, nn.MSELoss(reduction="sum"), data, epochs=10)
 
 
-@program("rnn/rows/seventy-thirty", operator="70:30 imbalance that is learnt", half="held-out")
+@program("rnn/rows/seventy-thirty", operator="70:30 imbalance that is learnt", half="tuning")
 def _(watch: Watch) -> nn.Module:
     data = rows().map(targets=lambda y: (y < 3).float().unsqueeze(1))
     model = Recurrent(nn.LSTM, 8, 24, 1)

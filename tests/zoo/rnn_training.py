@@ -23,7 +23,7 @@ def write(watch: Watch, lr: float, hidden: int = 32) -> nn.Module:
     return fit(watch, model, optimizer, next_character, text(), epochs=6)
 
 
-@program("rnn/text/lstm-adam", operator="twin", half="held-out")
+@program("rnn/text/lstm-adam", operator="twin", half="tuning")
 def _(watch: Watch) -> nn.Module:
     return write(watch, 1e-2)
 
@@ -42,7 +42,7 @@ def _(watch: Watch) -> nn.Module:
     "rnn/text/adam-lr-1e-6",
     causes=("lr-too-low",),
     operator="change learning rate",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     return write(watch, 1e-6)
@@ -62,7 +62,7 @@ def _(watch: Watch) -> nn.Module:
     "rnn/text/schedule-ran-out",
     causes=("lr-too-low", "parameters-not-updating"),
     operator="scheduler decays per batch as if per epoch",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     def decay(optimizer: torch.optim.Optimizer) -> LRScheduler:
@@ -77,7 +77,7 @@ def _(watch: Watch) -> nn.Module:
     "rnn/rows/no-zero-grad",
     causes=("gradient-accumulation",),
     operator="zero_grad removed",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model, data, loss_fn = Recurrent(nn.RNN, 8, 32, 10), rows(), nn.CrossEntropyLoss()
@@ -134,7 +134,7 @@ def _(watch: Watch) -> nn.Module:
     "rnn/adding/relu-gain-2",
     causes=("exploding-gradient", "bad-initialization"),
     operator="change weights initialisation, remove clipping",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model = ReluRecurrent(2.0)
@@ -167,7 +167,7 @@ def _(watch: Watch) -> nn.Module:
     "rnn/adding/eighty-steps",
     causes=("plateau", "vanishing-gradient", "flat-loss"),
     operator="longer sequences than a plain network remembers",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """The loss stays at 0.17, the variance of the targets: the mean is all that is learnt."""
@@ -195,7 +195,7 @@ def _(watch: Watch) -> nn.Module:
     "rnn/rows/loss-maximised",
     causes=("diverging-loss",),
     operator="change optimisation function: it climbs",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model = Recurrent(nn.GRU, 8, 32, 10)
@@ -222,7 +222,7 @@ def _(watch: Watch) -> nn.Module:
     "rnn/adding/sgd-lr-x100",
     causes=("lr-too-high",),
     operator="change learning rate",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model = Recurrent(nn.GRU, 2, 24, 1)
@@ -234,7 +234,7 @@ def _(watch: Watch) -> nn.Module:
     "rnn/text/batches-of-one",
     causes=("oscillating-loss", "lr-too-high"),
     operator="change batch size",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model = language_model()

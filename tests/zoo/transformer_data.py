@@ -53,7 +53,7 @@ def _(watch: Watch) -> nn.Module:
     return classify(watch, rows())
 
 
-@program("transformer/text/adamw", operator="twin", half="held-out")
+@program("transformer/text/adamw", operator="twin", half="tuning")
 def _(watch: Watch) -> nn.Module:
     return write(watch, text())
 
@@ -62,7 +62,7 @@ def _(watch: Watch) -> nn.Module:
     "transformer/text/targets-not-shifted",
     causes=("zero-loss", "bad-targets"),
     operator="labels leak into the inputs",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """The model is to predict the character that it reads: the loss is soon nothing."""
@@ -76,7 +76,7 @@ def _(watch: Watch) -> nn.Module:
     "transformer/text/targets-all-ignored",
     causes=("zero-loss",),
     operator="mask inverted: padding counts and nothing else does",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model, padding = writer(), -1
@@ -94,7 +94,7 @@ def _(watch: Watch) -> nn.Module:
     "transformer/rows/labels-mostly-random",
     causes=("bad-targets",),
     operator="change labels",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """Seven labels in ten are drawn anew, in training alone."""
@@ -124,7 +124,7 @@ def _(watch: Watch) -> nn.Module:
     "transformer/rows/twenty-five-images",
     causes=("overfitting",),
     operator="delete training data",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     data = rows()
@@ -135,7 +135,7 @@ def _(watch: Watch) -> nn.Module:
     "transformer/rows/one-feature-x10000",
     causes=("bad-inputs",),
     operator="inputs not scaled",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """One column counts in units ten thousand times smaller than the others'."""
@@ -163,7 +163,7 @@ class MaskedReader(nn.Module):
     "transformer/rows/all-masked",
     causes=("nonfinite-loss", "bad-inputs", "nonfinite-gradient"),
     operator="softmax over nothing",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     data = rows()
@@ -196,7 +196,7 @@ def _(watch: Watch) -> nn.Module:
     "transformer/rows/sigmoid-before-bce-with-logits",
     causes=("loss-output-mismatch",),
     operator="add activation function",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     data = rows().map(targets=lambda y: functional.one_hot(y, 10).float())

@@ -16,7 +16,7 @@ from zoo.rnn_data import next_character, rows
 from zoo.transformer_data import classify, reader, writer
 
 
-@program("transformer/text/unseen-rows", operator="embedding with unseen rows", half="held-out")
+@program("transformer/text/unseen-rows", operator="embedding with unseen rows", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """Of 2000 tokens that the embedding knows, sixteen are ever seen."""
     model = Transformer(nn.Embedding(2000, 32), 24, len(VOCABULARY), causal=True)
@@ -25,7 +25,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, next_character, data, epochs=3)
 
 
-@program("transformer/text/cosine-to-zero", operator="learning rate decays to 0", half="held-out")
+@program("transformer/text/cosine-to-zero", operator="learning rate decays to 0", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """Warm-up, then a cosine down to a rate of nothing at the end of the run."""
     epochs = 4
@@ -62,7 +62,7 @@ def _(watch: Watch) -> nn.Module:
     return fit(watch, model, optimizer, nn.CrossEntropyLoss(), data, epochs=6)
 
 
-@program("transformer/rows/converged", operator="a converged run", half="held-out")
+@program("transformer/rows/converged", operator="a converged run", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """Goes on with a small rate from weights that classify nearly all images."""
     model = classify(NoWatch(), rows(), epochs=9)
@@ -86,9 +86,7 @@ def _(watch: Watch) -> nn.Module:
     return classify(watch, data, reader(11), both)
 
 
-@program(
-    "transformer/rows/accumulated-batches", operator="accumulation on purpose", half="held-out"
-)
+@program("transformer/rows/accumulated-batches", operator="accumulation on purpose", half="tuning")
 def _(watch: Watch) -> nn.Module:
     """Two batches make one clipped step, and the gradient is then cleared."""
     model, data, loss_fn = reader(), rows(), nn.CrossEntropyLoss()

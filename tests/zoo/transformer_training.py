@@ -36,7 +36,7 @@ def _(watch: Watch) -> nn.Module:
     "transformer/rows/sgd-lr-30",
     causes=("lr-too-high", "diverging-loss"),
     operator="change learning rate",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model = reader()
@@ -63,7 +63,7 @@ def _(watch: Watch) -> nn.Module:
     "transformer/text/weights-x15",
     causes=("bad-initialization",),
     operator="change weights initialisation",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model = writer()
@@ -78,7 +78,7 @@ def _(watch: Watch) -> nn.Module:
     "transformer/rows/dropout-0.97",
     causes=("underfitting",),
     operator="add regulariser",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     return classify(watch, rows(), Transformer(nn.Linear(8, 32), 8, 10, dropout=0.97))
@@ -109,7 +109,7 @@ def _(watch: Watch) -> nn.Module:
     "transformer/rows/cleared-before-the-step",
     causes=("parameters-not-updating", "flat-loss"),
     operator="zero_grad between backward and step",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     model, data, loss_fn = reader(), rows(), nn.CrossEntropyLoss()
@@ -152,7 +152,7 @@ def _(watch: Watch) -> nn.Module:
     "transformer/rows/bfloat16-weights",
     causes=("parameters-not-updating", "lr-too-low"),
     operator="update lost to rounding",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """Nearly every update is less than half of what separates neighbouring weights."""
@@ -166,7 +166,7 @@ def _(watch: Watch) -> nn.Module:
     "transformer/text/fixed-loss-scale",
     causes=("nonfinite-gradient",),
     operator="float16 overflow",
-    half="held-out",
+    half="tuning",
 )
 def _(watch: Watch) -> nn.Module:
     """The loss is scaled by a constant that float16 gradients cannot hold, and no one looks."""
