@@ -8,7 +8,8 @@ capacity and the capacity, and what probing costs a step falls as the run goes o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gradstat import _kernels
+from gradstat.errors import GradstatError
 
 FIRST_STEPS = 4
 FIRST_STRIDE = 8
@@ -61,9 +63,12 @@ class Probes:
         self._stride = FIRST_STRIDE
         self._under_way: Probe | None = None
         self._before: Sequence[Tensor] = ()
+        self._has_failed = False
 
     def is_due(self, step: int) -> bool:
         """Whether the step of this number is probed."""
+        if self._has_failed:
+            return False
         return step <= FIRST_STEPS or step % self._stride == 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,9 +98,10 @@ class Probes:
             self.kept.clear()
         self.names = names
         slices = _slices(parameters)
-        self._before = torch._foreach_mul(slices, 1.0)
         lrs = tuple(_frozen(group.get("lr", float("nan"))) for group in groups)
-        self._under_way = Probe(step, lrs, _table(slices))
+        with self._or_not_at_all():
+            self._under_way = Probe(step, lrs, _table(slices))
+            self._before = torch._foreach_mul(slices, 1.0)
 
     def put_gradients(self, table: Tensor, parameters: Sequence[Tensor]) -> None:
         """Keep the table of this step's gradients, if the step is probed."""
@@ -113,11 +119,22 @@ class Probes:
         before, self._before = self._before, ()
         if probe is None or len(before) != len(parameters):
             return
-        probe.updates = _table(torch._foreach_sub(_slices(parameters), list(before)))
-        self.kept.append(probe)
+        with self._or_not_at_all():
+            probe.updates = _table(torch._foreach_sub(_slices(parameters), list(before)))
+            self.kept.append(probe)
         if len(self.kept) >= CAPACITY:
             self._stride *= 2
             self.kept = [p for p in self.kept if self.is_due(p.step)]
+
+    @contextmanager
+    def _or_not_at_all(self) -> Iterator[None]:
+        """Give up probing where parameters cannot be measured: a step must not fail for it."""
+        try:
+            yield
+        except (GradstatError, RuntimeError):  # NotImplementedError of torch's is one
+            self._has_failed = True
+            self._under_way = None
+            self.kept.clear()
 
 
 def _slices(parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -195,7 +195,7 @@ class Seam:
         self._overflows.look()
         recorder = self._recorder
         recorder.finish(self._parameters)
-        self._attempt(lambda: self._probes.finish(self._parameters))
+        self._probes.finish(self._parameters)
         self._accumulation.remember(self._parameters)
         self._parameters = []
         if self._activations is not None:

@@ -47,9 +47,17 @@ def test_a_watcher_reads_gradients_on_recorded_steps_only(monkeypatch: pytest.Mo
     optimizer = gradstat.attach(sgd(model), model, every=3)
     reads: list[int] = []
     gather = _kernels.gather
-    monkeypatch.setattr(_kernels, "gather", lambda *a, **k: reads.append(1) or gather(*a, **k))
-    train(model, optimizer, 6)
-    assert len(reads) == 2
+
+    def counted(*args: Any, **options: Any) -> Any:
+        if options.get("take_grad"):
+            reads.append(monitor_of(optimizer).step + 1)
+        return gather(*args, **options)
+
+    monkeypatch.setattr(_kernels, "gather", counted)
+    train(model, optimizer, 18)
+    recorded = {1, 4, 7, 10, 13, 16}
+    probed = {1, 2, 3, 4, 8, 16}
+    assert reads == sorted(recorded | probed)
 
 
 def test_filter_limits_measuring_and_clipping() -> None:
