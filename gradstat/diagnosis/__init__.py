@@ -6,6 +6,7 @@ file; `causes` holds what explains what.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -70,7 +71,8 @@ RULES: tuple[Rule, ...] = (
 def diagnose(run: Evidence, rules: Sequence[Rule] = RULES) -> list[Finding]:
     """Return what is wrong with a run, causes first, each followed by its symptoms."""
     case = Case(run)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, of means over nothing
         return rank(finding for rule in rules for finding in rule.judge(case))
 
 

@@ -211,7 +211,8 @@ class TargetScale(Rule):
         if first is None or targets.size == 0:
             return
         rms = float(np.sqrt(np.mean(targets**2)))
-        outputs = float(np.sqrt(np.nanmean(first**2)))
+        first = first[np.isfinite(first)]
+        outputs = float(np.sqrt(np.mean(first**2))) if first.size else 0.0
         if rms > self.large and rms > self.beyond * outputs:
             yield Finding(
                 "bad-targets",
