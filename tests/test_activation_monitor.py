@@ -136,6 +136,21 @@ def test_parameters_move_the_bounds(module, count):
     assert row.saturated_low + row.saturated_high == int(count(module(x)))
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+@pytest.mark.parametrize("bound", [0.3, 0.7, 0.9])
+def test_a_limit_is_met_in_every_dtype(bound, dtype):
+    x = torch.linspace(-2, 2, 33).to(dtype)[:, None]
+    row = seen(nn.Hardtanh(-bound, bound), x)[0]
+    assert (row.saturated_low, row.saturated_high) == (int((x < -bound).sum()),) * 2
+    direct = gradstat.activation_stats(functional.hardtanh(x, -bound, bound), "hardtanh",
+                                       low=-bound, high=bound)  # fmt: skip
+    assert (direct.saturated_low, direct.saturated_high) == (row.saturated_low, row.saturated_high)
+    row = seen(nn.Threshold(0.0, bound), x)[0]
+    assert row.saturated_low == int((x <= 0).sum())
+
+
 def test_names_tell_module_function_and_call():
     model = make_model()
     table = seen(model, batch(0))

@@ -139,7 +139,7 @@ def test_half_precision_is_compared_as_what_it_is():
 @pytest.mark.parametrize("kind", ["relu", "tanh", "gelu", "softmax"])
 def test_a_window_of_batches_equals_one_big_batch(kind):
     batches = [output_of(kind, torch.float32) * scale for scale in (1.0, 0.5, 0.999)]
-    rule = KINDS[kind].rule(KINDS[kind].bounds())
+    rule = KINDS[kind].rule(KINDS[kind].bounds(), torch.float32)
     window = None
     for batch in batches:
         window = _kernels.units(batch, rule, 1, window)
