@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 _FEATURES = (
     "linear", "bilinear", "embedding", "embedding_bag", "addmm",
@@ -55,23 +55,24 @@ class Layers:
         self._weights: dict[int, str] = {}
         for name, weight in _named_weights(model):
             self._weights.setdefault(id(weight), name)
-        self._of: MutableMapping[Tensor, Layer] = WeakIdKeyDictionary()
+        self._of: dict[int, tuple[weakref.ref[Tensor], Layer]] = {}
         self._last: Layer | None = None
 
     def see(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], output: object
     ) -> None:
         """Take note of what one function, of this ``__name__``, has made of its arguments."""
-        for made in _tensors([output]):
+        for made in _tensors((output,)):
             layer = self._made_by(name, args, kwargs, made)
             if layer is not None:
                 self._last = layer
-            elif made not in self._of or name in _CHANNEL_NORMS:
+            elif name in _CHANNEL_NORMS:
+                layer = self._passed_on(_tensors((*args, *kwargs.values())), made) or Layer(1)
+                layer = layer._replace(unit_dim=1)
+            elif self._layer_of(made) is None:
                 layer = self._passed_on(_tensors((*args, *kwargs.values())), made)
-                if name in _CHANNEL_NORMS:
-                    layer = (layer or Layer(1))._replace(unit_dim=1)
             if layer is not None:
-                self._of[made] = layer
+                self._of[id(made)] = weakref.ref(made), layer
 
     def before(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Layer | None:
         """Return the layer that made an activation's input.
@@ -79,10 +80,14 @@ class Layers:
         Where the way from there was out of sight it is the one called last, without its weight.
         """
         for tensor in _tensors((*args, *kwargs.values())):
-            layer = self._of.get(tensor)
+            layer = self._layer_of(tensor)
             if layer is not None:
                 return layer
         return self._last and self._last._replace(weight=None)
+
+    def _layer_of(self, tensor: Tensor) -> Layer | None:
+        known = self._of.get(id(tensor))
+        return known[1] if known is not None and known[0]() is tensor else None
 
     def _made_by(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], made: Tensor
@@ -106,11 +111,11 @@ class Layers:
         """Whether it is a parameter, or a view of one as a tied weight's transpose is."""
         return id(tensor) in self._weights or id(tensor._base) in self._weights
 
-    def _passed_on(self, inputs: Iterator[Tensor], made: Tensor) -> Layer | None:
+    def _passed_on(self, inputs: Iterable[Tensor], made: Tensor) -> Layer | None:
         """Return the layer of an operation's input: of those that are broadcast only if of none."""
         first: Layer | None = None
         for tensor in inputs:
-            layer = self._of.get(tensor)
+            layer = self._layer_of(tensor)
             if layer is not None and tensor.shape == made.shape:
                 return layer
             first = first or layer
