@@ -293,11 +293,13 @@ def test_a_mode_and_a_device_of_the_users():
 
     model = nn.Sequential(Inside(), nn.Tanh())
     monitor = gradstat.ActivationMonitor(model, every=1)
+    inputs = batch(0)
     with Note():
-        model(batch(0))
+        model(inputs)
         assert mode_stack() == 1
     assert samples(monitor) == {"0/relu#0": 10, "1/tanh#0": 10}
-    assert names.count("relu") == 2
+    counted = {name: names.count(name) for name in names if "device" not in name}
+    assert counted == {"relu": 2, "tanh": 1}  # nothing of the counting itself
 
 
 # ---- replicas and threads -----------------------------------------------------------------------
@@ -373,6 +375,13 @@ def test_two_monitors_of_one_model():
     assert samples(first) == dict.fromkeys(SITES, 30)
     assert samples(second) == dict.fromkeys(SITES, 20)
     assert hook_state(model) == before
+
+
+def test_two_monitors_see_nothing_of_each_others_attention():
+    model = nn.MultiheadAttention(8, 2)
+    monitors = [gradstat.ActivationMonitor(model, every=1, attention=True) for _ in range(2)]
+    model(*[torch.randn(3, 5, 8)] * 3)
+    assert samples(monitors[0]) == samples(monitors[1]) == {"softmax#0": 5 * 3 * 3}
 
 
 # ---- copies -------------------------------------------------------------------------------------

@@ -246,13 +246,17 @@ def test_unit_dim_can_be_said():
     assert (table[0].units, table[0].weight) == (6, None)
 
 
-def test_a_site_that_changes_its_units_begins_anew():
-    model = nn.Sequential(nn.ReLU())
+def test_a_site_that_changes_its_units_or_bounds_begins_anew():
+    model = nn.Sequential(nn.Hardtanh())
     monitor = gradstat.ActivationMonitor(model, every=1)
     for units in (3, 3, 5):
         model(torch.ones(2, units))
     row = monitor.table()[0]
     assert (row.units, row.samples) == (5, 2)
+    model[0].max_val = 2.0
+    model(torch.ones(4, 5))
+    row = monitor.table()[0]
+    assert (row.samples, row.saturated_high) == (4, 0)
 
 
 # ---- softmax and attention ----------------------------------------------------------------------
@@ -377,7 +381,7 @@ def test_all_calls_of_a_sampled_step_that_record_gradients_are_counted():
 
 
 def test_the_window_forgets():
-    model = nn.Sequential(nn.ReLU())
+    model = nn.Sequential(nn.ReLU(), nn.Softmax(-1))
     monitor = gradstat.ActivationMonitor(model, every=1, window=4)
     steps, dead = [], []
     for step in range(9):
@@ -390,6 +394,8 @@ def test_the_window_forgets():
     assert steps == [1, 2, 3, 4, 3, 4, 3, 4, 3]
     assert dead == [1, 1, 0, 0, 0, 0, 1, 1, 1]
     assert monitor.table()[0].samples == 3
+    model(torch.tensor([[100.0, 0.0]]))
+    assert monitor.table()[1].saturated_fraction == 0.25
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 5])

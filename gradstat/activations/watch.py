@@ -129,7 +129,8 @@ class Watcher(TorchFunctionMode):
         output = func(*args, **kwargs)
         if not (self._is_off or torch.compiler.is_compiling()):
             try:
-                self._see(func, args, kwargs, output)
+                with torch._C.DisableTorchFunction():  # no mode around this one sees of it
+                    self._see(func, args, kwargs, output)
             except Exception as error:  # a run that is only watched must go on
                 self._is_off = True
                 self._on_error(error)
