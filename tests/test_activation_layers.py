@@ -135,3 +135,42 @@ def test_weights_of_a_replica_have_the_names_of_the_model():
         ("relu", "0.weight"),
         ("softmax", None),
     ]
+
+
+UNITS = {
+    "linear_2d": (nn.Sequential(nn.Linear(4, 7), nn.ReLU()), (5, 4), 7),
+    "linear_3d": (nn.Sequential(nn.Linear(4, 7), nn.ReLU()), (5, 6, 4), 7),
+    "linear_4d": (nn.Sequential(nn.Linear(4, 7), nn.ReLU()), (5, 6, 3, 4), 7),
+    "linear_1d": (nn.Sequential(nn.Linear(4, 7), nn.ReLU()), (4,), 7),
+    "conv1d": (nn.Sequential(nn.Conv1d(4, 7, 1), nn.ReLU()), (5, 4, 6), 7),
+    "conv2d": (nn.Sequential(nn.Conv2d(4, 7, 1), nn.ReLU()), (5, 4, 6, 6), 7),
+    "conv2d_unbatched": (nn.Sequential(nn.Conv2d(4, 7, 1), nn.ReLU()), (4, 6, 6), 7),
+    "conv3d": (nn.Sequential(nn.Conv3d(4, 7, 1), nn.ReLU()), (5, 4, 2, 2, 2), 7),
+    "conv_transpose2d": (nn.Sequential(nn.ConvTranspose2d(4, 7, 1), nn.ReLU()), (5, 4, 6, 6), 7),
+    "conv_pooled": (
+        nn.Sequential(nn.Conv2d(4, 7, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.ReLU()),
+        (5, 4, 6, 6), 7),
+    "nothing_before": (nn.Sequential(nn.ReLU()), (5, 4, 6), 4),
+    "scalar": (nn.Sequential(nn.ReLU()), (), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "shape", "units"), UNITS.values(), ids=UNITS)
+def test_units_are_those_of_the_layer_before(model, shape, units):
+    with gradstat.ActivationMonitor(model, every=1) as monitor:
+        model(torch.randn(shape))
+    row = monitor.table()[0]
+    assert row.units == units
+    assert row.samples * units == row.moments.numel
+    if "Conv2d" in str(model[0]):
+        assert row.weight == "0.weight"
+    if isinstance(model[0], nn.ConvTranspose2d):
+        assert row.weight is None
+
+
+def test_unit_dim_can_be_said():
+    model = nn.Sequential(nn.Linear(4, 7), nn.ReLU())
+    with gradstat.ActivationMonitor(model, every=1, unit_dim=1) as monitor:
+        model(torch.randn(5, 7, 4))
+    row = monitor.table()[0]
+    assert (row.units, row.samples, row.weight) == (7, 35, None)  # not the 7 of the last dimension
