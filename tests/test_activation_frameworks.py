@@ -104,6 +104,9 @@ def test_a_part_that_torch_fuses_only_where_it_is_called_stays_fused():
     assert samples(monitor) == {"tanh#0": 10}
     model.teacher(x)  # gradients are recorded
     assert samples(inner) == {"relu#0": 10}
+    model.teacher.train()
+    model(x)
+    assert samples(inner) == {"relu#0": 20}  # within the other's watched call
 
 
 # ---- modes of torch -----------------------------------------------------------------------------
@@ -160,6 +163,23 @@ def test_a_model_that_is_checkpointed_as_a_whole_counts_one_step(reentrant):
     checkpoint(model, batch(0).requires_grad_(), use_reentrant=reentrant).sum().backward()
     assert samples(monitor) == {"1/relu#0": 10}
     assert monitor.steps == 1
+
+
+def test_gradients_that_are_taken_in_the_forward_pass():
+    class Force(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.energy = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.clone().requires_grad_()
+            torch.autograd.backward(checkpoint(self.energy, x, use_reentrant=False).sum())
+            return torch.relu(x.grad)
+
+    model = Force()
+    monitor = gradstat.ActivationMonitor(model, every=1)
+    model(batch(0))
+    assert samples(monitor) == {"energy.1/tanh#0": 10, "relu#0": 10}
 
 
 def test_selective_checkpointing_sees_nothing_of_the_watching():
@@ -302,6 +322,16 @@ def test_a_mode_and_a_device_of_the_users():
     assert counted == {"relu": 2, "tanh": 1}  # nothing of the counting itself
 
 
+def test_a_window_outlives_inference_mode():
+    model = make_model().eval()
+    monitor = gradstat.ActivationMonitor(model, every=1, window=2)
+    with torch.inference_mode():
+        model(batch(0))
+    for step in range(3):
+        model(batch(step))
+    assert samples(monitor) == dict.fromkeys(SITES, 20)
+
+
 # ---- replicas and threads -----------------------------------------------------------------------
 
 
@@ -382,6 +412,7 @@ def test_two_monitors_see_nothing_of_each_others_attention():
     monitors = [gradstat.ActivationMonitor(model, every=1, attention=True) for _ in range(2)]
     model(*[torch.randn(3, 5, 8)] * 3)
     assert samples(monitors[0]) == samples(monitors[1]) == {"softmax#0": 5 * 3 * 3}
+    assert vars(model).get("_compiled_call_impl") is None
 
 
 # ---- copies -------------------------------------------------------------------------------------

@@ -73,6 +73,10 @@ WAYS: dict[str, tuple[nn.Module, tuple[int, ...], list[tuple[str, int, str | Non
         Model(lambda m, x: torch.cat([m.a(x), m.b(x)], 1).relu(),
               a=nn.Conv1d(3, 4, 1), b=nn.Conv1d(3, 4, 1)), SIGNAL,
         [("relu", 8, None)]),
+    "concatenated_by_channels": (
+        Model(lambda m, x: torch.cat([m.conv(x), m.fc(x)], 1).relu(),
+              conv=nn.Conv1d(3, 4, 1), fc=nn.Linear(6, 6)), SIGNAL,
+        [("relu", 7, None)]),
     "gated_halves": (
         Model(lambda m, x: functional.silu(m.a(x).chunk(2, -1)[1]), a=nn.Linear(3, 8)), ROWS,
         [("silu", 4, None)]),

@@ -212,6 +212,17 @@ def test_a_shared_module_is_told_apart_by_its_calls():
 # ---- softmax and attention ----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((3,), 0), ((3, 4), 1), ((3, 4, 5), 0), ((3, 4, 5, 6), 1)]
+)
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice:UserWarning")
+def test_softmax_without_a_dimension(shape, dim):
+    x = torch.zeros(shape)
+    x.select(dim, 1).fill_(100.0)
+    row = seen(Calls(functional.softmax), x)[0]
+    assert (row.units, row.stuck_units, row.saturated_fraction) == (shape[dim], 1, 1.0)
+
+
 class Attention(nn.Module):
     def __init__(self, fused: bool) -> None:
         super().__init__()
