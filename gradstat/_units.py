@@ -59,6 +59,8 @@ def units_first(tensor: Tensor, unit_dim: int, name: str) -> Tensor:
             f"unit_dim must be a dimension of {name}, which has shape {tuple(tensor.shape)}, got "
             f"{unit_dim}; use -1 for the last one"
         )
+    if tensor.is_nested:
+        return tensor  # has no such view, and is refused for what it is
     tensor = tensor.detach()
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()

@@ -15,10 +15,18 @@ from small_training import same_bits
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from watched_models import SITES, batch, hook_state, make_model, mode_stack, samples, train
+from watched_models import (
+    SITES,
+    batch,
+    hook_state,
+    make_model,
+    mode_stack,
+    replicate,
+    samples,
+    train,
+)
 
 import gradstat
-from gradstat.activations import watch
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +79,34 @@ def test_inference_that_torch_fuses_stays_fused():
         model(x)  # gradients are recorded: torch takes the long way itself
     assert samples(monitor) == {"1/relu#0": 10}
     assert vars(layer).get("_compiled_call_impl") is None
+
+
+def test_a_part_that_torch_fuses_only_where_it_is_called_stays_fused():
+    torch.manual_seed(0)
+
+    class Teaches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+            self.out = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                x = self.teacher(x)
+            return torch.tanh(self.out(x))
+
+    model = Teaches()
+    x = torch.randn(2, 5, 8)
+    right = model(x)
+    inner = gradstat.ActivationMonitor(model.teacher, every=1)
+    monitor = gradstat.ActivationMonitor(model, every=1)
+    assert torch.equal(model(x), right)
+    assert samples(monitor) == {"tanh#0": 10}
+    model.teacher(x)  # gradients are recorded
+    assert samples(inner) == {"relu#0": 10}
+    model.teacher.train()
+    model(x)
+    assert samples(inner) == {"relu#0": 20}  # within the other's watched call
 
 
 # ---- modes of torch -----------------------------------------------------------------------------
@@ -127,6 +163,23 @@ def test_a_model_that_is_checkpointed_as_a_whole_counts_one_step(reentrant):
     checkpoint(model, batch(0).requires_grad_(), use_reentrant=reentrant).sum().backward()
     assert samples(monitor) == {"1/relu#0": 10}
     assert monitor.steps == 1
+
+
+def test_gradients_that_are_taken_in_the_forward_pass():
+    class Force(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.energy = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.clone().requires_grad_()
+            torch.autograd.backward(checkpoint(self.energy, x, use_reentrant=False).sum())
+            return torch.relu(x.grad)
+
+    model = Force()
+    monitor = gradstat.ActivationMonitor(model, every=1)
+    model(batch(0))
+    assert samples(monitor) == {"energy.1/tanh#0": 10, "relu#0": 10}
 
 
 def test_selective_checkpointing_sees_nothing_of_the_watching():
@@ -216,6 +269,26 @@ def test_scripted_parts_run_unseen():
     assert samples(monitor) == {"1/tanh#0": 30}
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_a_trace_holds_nothing_of_the_watching():
+    model = make_model().eval()
+    plain = torch.jit.trace(model, batch(0))  # a TracerWarning would be an error
+    monitor = gradstat.ActivationMonitor(model, every=1)
+    watched = torch.jit.trace(model, batch(0))
+    assert str(watched.inlined_graph).count("aten::") == str(plain.inlined_graph).count("aten::")
+    monitor.remove()
+
+
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided], ids=str)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_nested_tensors_are_passed_over(layout):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Softmax(-1))
+    monitor = gradstat.ActivationMonitor(model, every=1)
+    model(torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)], layout=layout))
+    model(batch(0))
+    assert samples(monitor) == {"1/relu#0": 10, "2/softmax#0": 10}
+
+
 def test_frozen_and_tied_parameters():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU())
     model[2].weight = model[0].weight
@@ -240,28 +313,26 @@ def test_a_mode_and_a_device_of_the_users():
 
     model = nn.Sequential(Inside(), nn.Tanh())
     monitor = gradstat.ActivationMonitor(model, every=1)
+    inputs = batch(0)
     with Note():
-        model(batch(0))
+        model(inputs)
         assert mode_stack() == 1
     assert samples(monitor) == {"0/relu#0": 10, "1/tanh#0": 10}
-    assert names.count("relu") == 2
+    counted = {name: names.count(name) for name in names if "device" not in name}
+    assert counted == {"relu": 2, "tanh": 1}  # nothing of the counting itself
+
+
+def test_a_window_outlives_inference_mode():
+    model = make_model().eval()
+    monitor = gradstat.ActivationMonitor(model, every=1, window=2)
+    with torch.inference_mode():
+        model(batch(0))
+    for step in range(3):
+        model(batch(step))
+    assert samples(monitor) == dict.fromkeys(SITES, 20)
 
 
 # ---- replicas and threads -----------------------------------------------------------------------
-
-
-def replicate(model: nn.Module) -> nn.Module:
-    """Return a replica as torch.nn.parallel.replicate makes it, on the same device."""
-    copies = {module: module._replicate_for_data_parallel() for module in model.modules()}
-    for module, replica in copies.items():
-        for name, child in module._modules.items():
-            replica._modules[name] = None if child is None else copies[child]
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                setattr(replica, name, torch.clone(parameter))
-        for name, buffer in module._buffers.items():
-            replica._buffers[name] = buffer
-    return copies[model]
 
 
 def test_replicas_in_threads_count_under_the_names_of_the_model():
@@ -336,6 +407,14 @@ def test_two_monitors_of_one_model():
     assert hook_state(model) == before
 
 
+def test_two_monitors_see_nothing_of_each_others_attention():
+    model = nn.MultiheadAttention(8, 2)
+    monitors = [gradstat.ActivationMonitor(model, every=1, attention=True) for _ in range(2)]
+    model(*[torch.randn(3, 5, 8)] * 3)
+    assert samples(monitors[0]) == samples(monitors[1]) == {"softmax#0": 5 * 3 * 3}
+    assert vars(model).get("_compiled_call_impl") is None
+
+
 # ---- copies -------------------------------------------------------------------------------------
 
 
@@ -371,84 +450,6 @@ def test_a_copy_of_a_monitor_keeps_its_table_and_watches_nothing(copied):
     assert samples(twin) == {row.name: row.samples for row in table} == dict.fromkeys(SITES, 10)
     assert samples(monitor) == dict.fromkeys(SITES, 20)
     assert [row.kind for row in table] == [row.kind for row in monitor.table()]
-
-
-# ---- errors -------------------------------------------------------------------------------------
-
-
-class Fails(nn.Module):
-    error: BaseException | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu(x)
-        if self.error is not None:
-            raise self.error
-        return x
-
-
-@pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt()], ids=repr)
-def test_an_exception_in_the_middle_of_a_forward(error):
-    model = nn.Sequential(nn.Tanh(), Fails(), nn.Sigmoid())
-    before = hook_state(model)
-    monitor = gradstat.ActivationMonitor(model, every=1)
-    model[1].error = error
-    with pytest.raises(type(error)):
-        model(batch(0))
-    if isinstance(error, Exception):
-        assert mode_stack() == 0
-    torch.relu(torch.ones(3))  # seen by nobody
-    model[1].error = None
-    model(batch(1))
-    assert mode_stack() == 0
-    assert samples(monitor) == {"0/tanh#0": 20, "1/relu#0": 20, "2/sigmoid#0": 10}
-    monitor.remove()
-    assert hook_state(model) == before
-
-
-def test_removal_after_an_interrupt():
-    model = nn.Sequential(Fails())
-    monitor = gradstat.ActivationMonitor(model, every=1)
-    model[0].error = KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt):
-        model(batch(0))
-    assert mode_stack() == 1
-    monitor.remove()
-    assert mode_stack() == 0
-
-
-def test_removal_in_the_middle_of_a_forward():
-    monitors: list[gradstat.ActivationMonitor] = []
-
-    class Removes(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            for monitor in monitors:
-                monitor.remove()
-            return functional.relu(x)
-
-    model = nn.Sequential(nn.Tanh(), Removes())
-    before = hook_state(model)
-    monitors.append(gradstat.ActivationMonitor(model, every=1))
-    model(batch(0))
-    assert mode_stack() == 0
-    assert hook_state(model) == before
-
-
-def test_trouble_in_watching_ends_in_one_warning(monkeypatch):
-    def broken(*_args: Any) -> Any:
-        raise RuntimeError("out of memory")
-
-    model = make_model()
-    right = model.eval()(batch(0))
-    before = hook_state(model)
-    monitor = gradstat.ActivationMonitor(model, every=1)
-    monkeypatch.setattr(watch, "bounds_of", broken)
-    with pytest.warns(RuntimeWarning, match="stops watching activations: out of memory") as words:
-        assert torch.equal(model(batch(0)), right)
-    assert words[0].filename == __file__
-    assert len(words) == 1
-    assert hook_state(model) == before
-    model(batch(0))
-    assert samples(monitor) == {}
 
 
 # ---- cost of other steps ------------------------------------------------------------------------

@@ -136,6 +136,21 @@ def test_parameters_move_the_bounds(module, count):
     assert row.saturated_low + row.saturated_high == int(count(module(x)))
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+@pytest.mark.parametrize("bound", [0.3, 0.7, 0.9])
+def test_a_limit_is_met_in_every_dtype(bound, dtype):
+    x = torch.linspace(-2, 2, 33).to(dtype)[:, None]
+    row = seen(nn.Hardtanh(-bound, bound), x)[0]
+    assert (row.saturated_low, row.saturated_high) == (int((x < -bound).sum()),) * 2
+    direct = gradstat.activation_stats(functional.hardtanh(x, -bound, bound), "hardtanh",
+                                       low=-bound, high=bound)  # fmt: skip
+    assert (direct.saturated_low, direct.saturated_high) == (row.saturated_low, row.saturated_high)
+    row = seen(nn.Threshold(0.0, bound), x)[0]
+    assert row.saturated_low == int((x <= 0).sum())
+
+
 def test_names_tell_module_function_and_call():
     model = make_model()
     table = seen(model, batch(0))
@@ -194,53 +209,18 @@ def test_a_shared_module_is_told_apart_by_its_calls():
     assert [row.weight for row in table] == ["0.weight", "2.weight"]
 
 
-# ---- units --------------------------------------------------------------------------------------
-
-UNITS = {
-    "linear_2d": (nn.Sequential(nn.Linear(4, 7), nn.ReLU()), (5, 4), 7),
-    "linear_3d": (nn.Sequential(nn.Linear(4, 7), nn.ReLU()), (5, 6, 4), 7),
-    "linear_4d": (nn.Sequential(nn.Linear(4, 7), nn.ReLU()), (5, 6, 3, 4), 7),
-    "linear_1d": (nn.Sequential(nn.Linear(4, 7), nn.ReLU()), (4,), 7),
-    "conv1d": (nn.Sequential(nn.Conv1d(4, 7, 1), nn.ReLU()), (5, 4, 6), 7),
-    "conv2d": (nn.Sequential(nn.Conv2d(4, 7, 1), nn.ReLU()), (5, 4, 6, 6), 7),
-    "conv2d_unbatched": (nn.Sequential(nn.Conv2d(4, 7, 1), nn.ReLU()), (4, 6, 6), 7),
-    "conv3d": (nn.Sequential(nn.Conv3d(4, 7, 1), nn.ReLU()), (5, 4, 2, 2, 2), 7),
-    "conv_transpose2d": (nn.Sequential(nn.ConvTranspose2d(4, 7, 1), nn.ReLU()), (5, 4, 6, 6), 7),
-    "conv_pooled": (
-        nn.Sequential(nn.Conv2d(4, 7, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.ReLU()),
-        (5, 4, 6, 6), 7),
-    "nothing_before": (nn.Sequential(nn.ReLU()), (5, 4, 6), 4),
-    "scalar": (nn.Sequential(nn.ReLU()), (), 1),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("model", "shape", "units"), UNITS.values(), ids=UNITS)
-def test_units_are_those_of_the_layer_before(model, shape, units):
-    row = seen(model, torch.randn(shape))[0]
-    assert row.units == units
-    assert row.samples * units == row.moments.numel
-    if "Conv2d" in str(model[0]):
-        assert row.weight == "0.weight"
-    if isinstance(model[0], nn.ConvTranspose2d):
-        assert row.weight is None
-
-
-def test_unit_dim_can_be_said():
-    model = nn.Sequential(nn.Linear(4, 7), nn.ReLU())
-    table = seen(model, torch.randn(5, 6, 4), unit_dim=1)
-    assert (table[0].units, table[0].weight) == (6, None)
-
-
-def test_a_site_that_changes_its_units_begins_anew():
-    model = nn.Sequential(nn.ReLU())
-    monitor = gradstat.ActivationMonitor(model, every=1)
-    for units in (3, 3, 5):
-        model(torch.ones(2, units))
-    row = monitor.table()[0]
-    assert (row.units, row.samples) == (5, 2)
-
-
 # ---- softmax and attention ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((3,), 0), ((3, 4), 1), ((3, 4, 5), 0), ((3, 4, 5, 6), 1)]
+)
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice:UserWarning")
+def test_softmax_without_a_dimension(shape, dim):
+    x = torch.zeros(shape)
+    x.select(dim, 1).fill_(100.0)
+    row = seen(Calls(functional.softmax), x)[0]
+    assert (row.units, row.stuck_units, row.saturated_fraction) == (shape[dim], 1, 1.0)
 
 
 class Attention(nn.Module):
@@ -362,7 +342,7 @@ def test_all_calls_of_a_sampled_step_that_record_gradients_are_counted():
 
 
 def test_the_window_forgets():
-    model = nn.Sequential(nn.ReLU())
+    model = nn.Sequential(nn.ReLU(), nn.Softmax(-1))
     monitor = gradstat.ActivationMonitor(model, every=1, window=4)
     steps, dead = [], []
     for step in range(9):
@@ -375,6 +355,21 @@ def test_the_window_forgets():
     assert steps == [1, 2, 3, 4, 3, 4, 3, 4, 3]
     assert dead == [1, 1, 0, 0, 0, 0, 1, 1, 1]
     assert monitor.table()[0].samples == 3
+    model(torch.tensor([[100.0, 0.0]]))
+    assert monitor.table()[1].saturated_fraction == 0.25
+
+
+def test_a_site_that_changes_its_units_or_bounds_begins_anew():
+    model = nn.Sequential(nn.Hardtanh())
+    monitor = gradstat.ActivationMonitor(model, every=1)
+    for units in (3, 3, 5):
+        model(torch.ones(2, units))
+    row = monitor.table()[0]
+    assert (row.units, row.samples) == (5, 2)
+    model[0].max_val = 2.0
+    model(torch.ones(4, 5))
+    row = monitor.table()[0]
+    assert (row.samples, row.saturated_high) == (4, 0)
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 5])

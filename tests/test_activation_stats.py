@@ -130,6 +130,31 @@ def test_bounds_of_ones_own():
     assert closed.high_counts.tolist() == [0, 0, 0, 1, 1]
 
 
+OPEN = {
+    "sigmoid": (0.01, 0.99), "tanh": (-0.99, 0.99), "celu": (-0.98, None), "elu": (0.02 - 1, None),
+    "leaky_relu": (0.0, None), "softmax": (None, 0.999), "logsigmoid": (None, math.log(0.99)),
+    "log_softmax": (None, math.log(0.999)), "softplus": (-math.log1p(-0.02), None),
+}  # fmt: skip
+CLOSED = {"gelu": (0.0, None), "silu": (0.0, None), "mish": (0.0, None), "relu6": (None, 6.0),
+          "hardtanh": (-1.0, 1.0), "hardsigmoid": (0.0, 1.0), "threshold": (0.0, None)}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*OPEN, *CLOSED])
+def test_a_bound_itself_is_saturated_where_the_table_says_so(kind):
+    low, high = (OPEN | CLOSED)[kind]
+    met = int(kind in CLOSED)
+    for bound, counts, beyond in ((low, "low_counts", -math.inf), (high, "high_counts", math.inf)):
+        if bound is not None:
+            y = torch.tensor([[bound, math.nextafter(bound, beyond)]], dtype=torch.float64)
+            beyond_counts = int(kind not in ("gelu", "silu", "mish", "threshold"))
+            if not beyond_counts:  # a band, whose other end lies below
+                y[0, 1] = math.nextafter(bound, math.inf)
+            assert getattr(gradstat.activation_stats(y, kind), counts).tolist() == [
+                met,
+                beyond_counts,
+            ]
+
+
 def test_half_precision_is_compared_as_what_it_is():
     # 0.99 lies between two bf16 numbers, and neither is rounded to it.
     y = torch.tensor([[0.98828125, 0.9921875]], dtype=torch.bfloat16)
@@ -139,7 +164,7 @@ def test_half_precision_is_compared_as_what_it_is():
 @pytest.mark.parametrize("kind", ["relu", "tanh", "gelu", "softmax"])
 def test_a_window_of_batches_equals_one_big_batch(kind):
     batches = [output_of(kind, torch.float32) * scale for scale in (1.0, 0.5, 0.999)]
-    rule = KINDS[kind].rule(KINDS[kind].bounds())
+    rule = KINDS[kind].rule(KINDS[kind].bounds(), torch.float32)
     window = None
     for batch in batches:
         window = _kernels.units(batch, rule, 1, window)

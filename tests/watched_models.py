@@ -85,6 +85,22 @@ def hook_state(model: nn.Module) -> list[Any]:
     ]
 
 
+def replicate(model: nn.Module) -> nn.Module:
+    """Return a replica as torch.nn.parallel.replicate makes it, on the same device."""
+    copies = {module: module._replicate_for_data_parallel() for module in model.modules()}
+    for module, replica in copies.items():
+        replica._former_parameters = {}
+        for name, child in module._modules.items():
+            replica._modules[name] = None if child is None else copies[child]
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                replica._former_parameters[name] = torch.clone(parameter)
+                setattr(replica, name, replica._former_parameters[name])
+        for name, buffer in module._buffers.items():
+            replica._buffers[name] = buffer
+    return copies[model]
+
+
 def samples(monitor: gradstat.ActivationMonitor) -> dict[str, int]:
     return {row.name: row.samples for row in monitor.table()}
 

@@ -1,4 +1,4 @@
-"""What a torch function call is to the watcher: an activation, or a layer that makes features."""
+"""What a torch function call is to the watcher: an activation, or attention."""
 
 from __future__ import annotations
 
@@ -26,18 +26,6 @@ ACTIVATIONS |= {
     "special_log_softmax": KINDS["log_softmax"],
 }
 """Kinds by ``__name__`` of the torch functions and tensor methods that compute them."""
-
-_FEATURES = ("linear", "bilinear", "embedding", "addmm", "lstm", "gru", "rnn_tanh", "rnn_relu")
-SCORES = ("matmul", "__matmul__", "__rmatmul__", "bmm", "mm", "baddbmm", "einsum")
-"""Products: of an activation with a parameter they make features, of two activations scores."""
-
-UNIT_DIM: dict[str, int] = dict.fromkeys((*_FEATURES, *SCORES), -1) | {
-    f"conv{transposed}{dims}d": -dims - 1 for transposed in ("", "_transpose") for dims in (1, 2, 3)
-}
-"""Where a layer's output has its units, by ``__name__`` of the torch function."""
-
-HAS_ROWS_OF_UNITS = ("linear", "conv1d", "conv2d", "conv3d")
-"""Layers whose weight has one row for each unit of the output."""
 
 Arguments = Mapping[str, Any]
 

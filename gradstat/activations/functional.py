@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from gradstat import _kernels
@@ -27,7 +28,7 @@ def activation_stats(
         unit_dim: The dimension of channels or features: 1 after a convolution, -1 in a transformer.
             For softmax the dimension that sums to 1.
         low: Saturated low is y < low, in place of the kind's bound (y <= low where the function
-            reaches its limit: hardtanh, hardsigmoid, relu6).
+            reaches its limit: hardtanh, hardsigmoid, relu6, threshold).
         high: Saturated high is y > high, or y >= high, in the same way.
 
     Returns:
@@ -47,12 +48,13 @@ def activation_stats(
         Dead units: Lu et al. 2019, "Dying ReLU and Initialization", 1903.06733.
     """
     found = find_kind(kind)
-    rule = found.rule(chosen_bounds(found, low, high))
+    bounds = chosen_bounds(found, low, high)
     if not isinstance(unit_dim, int) or isinstance(unit_dim, bool):
         raise ArgumentTypeError(
             f"unit_dim must be an int, got {type(unit_dim).__name__}; pass 1 for channels or -1 "
             "for features"
         )
+    rule = found.rule(bounds, x.dtype if isinstance(x, Tensor) else torch.float64)
     counts = _kernels.units(x, rule, unit_dim, name="x")
     positions = x.numel() // max(x.size(unit_dim) if x.dim() else 1, 1)
     return ActivationTable([Measured(found.name, found, [counts], positions)], steps=1)[0]

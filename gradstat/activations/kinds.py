@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
+
 from gradstat._units import ActiveRule, UnitRule
 from gradstat.errors import ArgumentTypeError, ArgumentValueError
 
@@ -69,8 +71,13 @@ class Kind:
     by_position: bool = False
     """Whether the outputs of one position sum to 1: one of them saturates all."""
 
-    def rule(self, bounds: Bounds) -> UnitRule:
-        """Return what the kernel is told."""
+    def rule(self, bounds: Bounds, dtype: torch.dtype) -> UnitRule:
+        """Return what the kernel is told of outputs of a dtype.
+
+        A limit that the function reaches is one of the dtype's numbers: 0.7 in fp32 lies below 0.7.
+        """
+        if self.closed and dtype.is_floating_point:
+            bounds = Bounds(*(torch.tensor(bound, dtype=dtype).item() for bound in bounds))
         return UnitRule(self.active, *bounds)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -129,7 +136,8 @@ _ALL = (
          "as softmax, of which it is the logarithm",
          lambda: Bounds(-math.inf, -math.inf, _above(math.log(0.999))), by_position=True),
     Kind("threshold", _NOT_LOW, "y = value", _NONE, "0", "Lu et al., 1903.06733",
-         lambda _threshold, value: Bounds(value, value), (("threshold", 0.0), ("value", 0.0))),
+         lambda _threshold, value: Bounds(value, value), (("threshold", 0.0), ("value", 0.0)),
+         closed=True),
     Kind("identity", _NONZERO, _NONE, _NONE, "1", "none: it has no flat part"),
 )  # fmt: skip
 

@@ -17,7 +17,7 @@ from gradstat.activations.watch import (
     Watcher,
     in_backward,
     is_compiled,
-    is_opaque,
+    is_fused,
     modules_in_call,
 )
 from gradstat.activations.windows import Call, Windows
@@ -45,8 +45,8 @@ class ActivationMonitor:
         model: The model; of one inside of `DataParallel` and the like the inner one is watched.
         every: Steps from one sampled step to the next; the first is sampled.
         window: Sampled steps that a table covers: at least half of them, at most all.
-        unit_dim: The dimension of units in every activation. `None`: where the layer that was
-            called last has its own, features after ``linear`` and channels after a convolution.
+        unit_dim: The dimension of units in every activation. `None`: where the layer that made the
+            input has its own, features after ``linear`` and channels after a convolution.
         attention: Also count attention probabilities. Those of torch's own attention functions are
             computed once more, in full.
 
@@ -128,6 +128,7 @@ class ActivationMonitor:
 
     def step(self) -> None:
         """Count a step; calls of the model are not counted any more. Does not synchronise."""
+        self._end_interrupted()
         self.count_steps()
         self._tick()
 
@@ -140,9 +141,8 @@ class ActivationMonitor:
     def remove(self) -> None:
         """Stop watching and take the hooks off the model; the table stays. Does not synchronise."""
         self._has_ended = True
-        watcher = getattr(self._local, "watcher", None)
-        if watcher is None or not _calls_under_way(watcher.model):
-            self._take_off()
+        self._end_interrupted()
+        self._take_off()
 
     def __enter__(self) -> ActivationMonitor:
         return self
@@ -196,8 +196,9 @@ class ActivationMonitor:
         if (
             self._has_ended
             or in_backward()
-            or is_opaque(model)
-            or _is_capturing()
+            or is_compiled(model)
+            or is_fused(model)
+            or _is_recorded()
             or not (self._counts_calls or torch.is_grad_enabled())
         ):
             return
@@ -240,11 +241,17 @@ class ActivationMonitor:
             "ActivationMonitor.remove() before it silences this"
         )
 
+    def _end_interrupted(self) -> None:
+        """End the watching of a call that has ended without its hook, as on `KeyboardInterrupt`."""
+        watcher = getattr(self._local, "watcher", None)
+        if watcher is not None and not _calls_under_way(watcher.model):
+            self._end()
+
     def _take_off(self) -> None:
+        if getattr(self._local, "watcher", None) is not None or self._busy.locked():
+            return  # the end of the watched call, in this thread or another, comes back here
         for handle in self._handles:
             handle.remove()
-        if getattr(self._local, "watcher", None) is not None:
-            self._end()
 
 
 class _Hook:
@@ -277,7 +284,8 @@ def _calls_under_way(model: nn.Module) -> int:
     return sum(module is model for module in modules_in_call())
 
 
-def _is_capturing() -> bool:
-    """Whether a CUDA graph is captured: its replays would count again and again."""
+def _is_recorded() -> bool:
+    """Whether a CUDA graph is captured, whose replays would count again and again, or a trace."""
     is_in_use: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return is_in_use and torch.cuda.is_current_stream_capturing()
+    is_traced = torch._C._get_tracing_state() is not None
+    return is_traced or (is_in_use and torch.cuda.is_current_stream_capturing())

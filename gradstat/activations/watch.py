@@ -15,14 +15,12 @@ from torch.overrides import TorchFunctionMode
 
 from gradstat.activations.calls import (
     ACTIVATIONS,
-    HAS_ROWS_OF_UNITS,
-    SCORES,
-    UNIT_DIM,
     attention_probabilities,
     bounds_of,
     summed_dim,
 )
 from gradstat.activations.kinds import KINDS
+from gradstat.activations.layers import Layers
 from gradstat.activations.windows import Call
 from gradstat.errors import UnsupportedTensorError
 
@@ -34,14 +32,14 @@ class Watcher(TorchFunctionMode):
     """Counts the activations of one call of a model.
 
     Functions are seen once, at their outermost call, with nothing installed on any module but those
-    that must run unseen (see `is_opaque`). Which module called is read off the stack of Python
+    that may have to run unseen (see `_Unseen`). Which module called is read off the stack of Python
     frames.
 
     Args:
         model: The model, or a replica of it.
         count: Takes each activation, at once.
         on_error: Takes what goes wrong in watching; nothing is watched after it.
-        unit_dim: The dimension of units, or `None` for that of the layer called last.
+        unit_dim: The dimension of units, or `None` for that of the layer before.
         attention: Also count attention probabilities.
     """
 
@@ -65,13 +63,9 @@ class Watcher(TorchFunctionMode):
         self._names: dict[int, str] = {
             id(vars(module).get("_forward_hooks")): name for name, module in model.named_modules()
         }
-        self._weights = {id(weight): name for name, weight in model.named_parameters()}
+        self._layers = Layers(model)
         self._calls: Counter[str] = Counter()
-        self._layer_dim: int | None = None
-        self._layer_weight: tuple[str, int] | None = None
-        self._after_scores = False
-        self._opaque = [module for module in model.modules() if is_opaque(module)]
-        self._replaced: list[tuple[dict[str, Any], Any]] = []
+        self._opaque: list[_Unseen] = []
         self.depth = 0
         """Calls of the model inside of the one that is watched."""
 
@@ -79,21 +73,23 @@ class Watcher(TorchFunctionMode):
 
     def start(self) -> None:
         """Begin to see functions, and let the parts that must not be seen through run unseen."""
-        for module in self._opaque:
-            attributes = vars(module)
-            before = attributes.get("_compiled_call_impl")
-            self._replaced.append((attributes, before))
-            attributes["_compiled_call_impl"] = self._unseen(before or module._call_impl)
+        self._opaque = [
+            _Unseen(self, module)
+            for module in self.model.modules()
+            if is_compiled(module) or isinstance(module, _FUSED_IN_INFERENCE)
+        ]
+        for call in self._opaque:
+            vars(call.module)["_compiled_call_impl"] = call
         _push(self)
 
     def stop(self) -> None:
         """End it, and leave every module as it was."""
-        for attributes, before in self._replaced:
-            if before is None:
-                del attributes["_compiled_call_impl"]
+        for call in self._opaque:
+            if call.before is None:
+                del vars(call.module)["_compiled_call_impl"]
             else:
-                attributes["_compiled_call_impl"] = before
-        self._replaced = []
+                vars(call.module)["_compiled_call_impl"] = call.before
+        self._opaque = []
         self._is_off = True
         if any(mode is self for mode in _function_modes()):
             inner: list[TorchFunctionMode] = []
@@ -103,15 +99,9 @@ class Watcher(TorchFunctionMode):
             for mode in reversed(inner):
                 _push(mode)
 
-    def _unseen(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self._suspended():
-                return function(*args, **kwargs)
-
-        return call
-
     @contextmanager
-    def _suspended(self) -> Iterator[None]:
+    def suspended(self) -> Iterator[None]:
+        """Leave out what this thread does in this block."""
         if not self._is_innermost():  # another thread, or inside of a mode of somebody else
             yield
             return
@@ -139,7 +129,8 @@ class Watcher(TorchFunctionMode):
         output = func(*args, **kwargs)
         if not (self._is_off or torch.compiler.is_compiling()):
             try:
-                self._see(func, args, kwargs, output)
+                with torch._C.DisableTorchFunction():  # no mode around this one sees of it
+                    self._see(func, args, kwargs, output)
             except Exception as error:  # a run that is only watched must go on
                 self._is_off = True
                 self._on_error(error)
@@ -150,49 +141,40 @@ class Watcher(TorchFunctionMode):
     ) -> None:
         name = getattr(func, "__name__", "")
         if name in ACTIVATIONS:
-            if isinstance(output, Tensor) and not in_backward():
+            if isinstance(output, Tensor) and not (output.is_nested or in_backward()):
                 self._see_activation(name, args, kwargs, output)
-        elif name in UNIT_DIM:
-            self._see_layer(name, args, kwargs)
         elif self._attention and not in_backward():
             with torch.no_grad():
                 probabilities = attention_probabilities(func, args, kwargs)
             if probabilities is not None:
                 self._count_softmax("softmax", probabilities, probabilities.dim() - 1, heads=True)
-
-    def _see_layer(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        weight = args[1] if len(args) > 1 else kwargs.get("weight")
-        known = self._weights.get(id(weight))
-        self._layer_dim = UNIT_DIM[name]
-        self._layer_weight = None
-        if known is not None and isinstance(weight, Tensor) and name in HAS_ROWS_OF_UNITS:
-            self._layer_weight = (known, weight.size(0))
-        self._after_scores = name in SCORES and known is None
+        self._layers.see(name, args, kwargs, output)
 
     def _see_activation(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor
     ) -> None:
         kind, bounds = bounds_of(ACTIVATIONS[name], args, kwargs)
+        layer = self._layers.before(args, kwargs)
+        n_dims = output.dim()
         if kind.by_position:
             dim = summed_dim(output, args, kwargs)
-            is_attention = self._after_scores and dim == output.dim() - 1
+            is_attention = layer is not None and layer.is_scores and dim == n_dims - 1
             if self._attention or not is_attention:
                 self._count_softmax(kind.name, output, dim, heads=is_attention)
             return
-        chosen = self._layer_dim if self._unit_dim is None else self._unit_dim
-        n_dims = output.dim()
+        chosen = self._unit_dim
+        if chosen is None and layer is not None:
+            chosen = layer.unit_dim
         if chosen is None or not -n_dims <= chosen < n_dims:
             chosen = 1 if n_dims > 1 else 0
         units = output.size(chosen) if n_dims else 1
-        weight = self._layer_weight
-        is_of_weight = weight is not None and weight[1] == units
+        weight = None
+        if layer is not None and layer.rows == units:
+            is_its_dim = (chosen - layer.unit_dim) % max(n_dims, 1) == 0
+            weight = layer.weight if is_its_dim else None
         self._hand_over(
-            lambda site: Call(
-                site, kind, bounds, output, chosen,
-                weight=weight[0] if weight is not None and is_of_weight else None,
-            ),
-            kind.name,
-        )  # fmt: skip
+            lambda site: Call(site, kind, bounds, output, chosen, weight=weight), kind.name
+        )
 
     def _count_softmax(self, kind_name: str, output: Tensor, dim: int, *, heads: bool) -> None:
         """Count probabilities: units are the heads of an attention, else what they are over."""
@@ -242,24 +224,41 @@ def in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
-def is_opaque(module: nn.Module) -> bool:
-    """Whether a module must run as if nobody watched.
+class _Unseen:
+    """Stands in for the call of a module that may have to run as if nobody watched."""
 
-    A compiled one would be compiled once more for the watched call; and some of torch's own take
-    another way in inference where functions are seen, with other rounding.
-    """
-    return is_compiled(module) or (
-        isinstance(module, _FUSED_IN_INFERENCE)
-        and not module.training
-        and not (torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()))
-    )
+    def __init__(self, watcher: Watcher, module: nn.Module) -> None:
+        self.module = module
+        self.before = vars(module).get("_compiled_call_impl")
+        self.is_compiled = is_compiled(module)
+        self._watcher = watcher
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = self.before or self.module._call_impl
+        if not (self.is_compiled or is_fused(self.module)):
+            return call(*args, **kwargs)
+        with self._watcher.suspended():
+            return call(*args, **kwargs)
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether a module is compiled as a whole."""
+    """Whether a module is compiled as a whole: it would be once more for a watched call."""
+    call = vars(module).get("_compiled_call_impl")
+    if isinstance(call, _Unseen):  # of another watcher
+        return call.is_compiled
     dynamo = sys.modules.get("torch._dynamo")  # nothing is compiled where nobody imported it
-    return vars(module).get("_compiled_call_impl") is not None or (
-        dynamo is not None and isinstance(module, dynamo.OptimizedModule)
+    return call is not None or (dynamo is not None and isinstance(module, dynamo.OptimizedModule))
+
+
+def is_fused(module: nn.Module) -> bool:
+    """Whether torch may call a module's fused form now, and another where functions are seen.
+
+    The other one rounds otherwise.
+    """
+    return (
+        isinstance(module, _FUSED_IN_INFERENCE)
+        and not module.training
+        and not (torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()))
     )
 
 

@@ -88,7 +88,7 @@ class Windows:
             half, device = site.newer, call.output.device
             half.by_device[device] = _kernels.units(
                 call.output,
-                call.kind.rule(call.bounds),
+                call.kind.rule(call.bounds, call.output.dtype),
                 call.unit_dim,
                 half.by_device.get(device),
                 name=call.name,
