@@ -74,7 +74,7 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
         lambda: attach(activations=True), ArgumentValueError,
         ["activations must come with model, got model=None"]),
     "dead_units_not_asked_for": (
-        lambda: attach(model=MODEL).gradstat.dead_units, ArgumentValueError,
+        lambda: attach(model=MODEL, activations=False).gradstat.dead_units, ArgumentValueError,
         ["activations must be asked for", "activations=True"]),
 }  # fmt: skip
 

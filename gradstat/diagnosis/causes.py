@@ -30,7 +30,8 @@ EXPLAINS: dict[str, Set[str]] = {
     | {"lr-too-high", "lr-too-low", "bad-initialization"},
     "bad-targets": _OUTCOMES | _FLOW
     | {"lr-too-high", "bad-initialization", "class-imbalance", "overfitting"},
-    "bad-initialization": _OUTCOMES | _DOUBTS | _FLOW | {"lr-too-high", "lr-too-low"},
+    "bad-initialization": _OUTCOMES | _DOUBTS | _FLOW
+    | {"lr-too-high", "lr-too-low", "parameters-not-updating"},
     "zero-loss": _OUTCOMES
     | {"vanishing-gradient", "dead-units", "sparse-gradients", "parameters-not-updating"},
     "class-imbalance": _OUTCOMES | {"bad-targets", "overfitting"},
@@ -41,7 +42,7 @@ EXPLAINS: dict[str, Set[str]] = {
     "dead-units": _OUTCOMES | {"vanishing-gradient", "sparse-gradients", "bad-targets"},
     "saturated-activation": _OUTCOMES | {"vanishing-gradient", "bad-targets", "lr-too-high"},
     "vanishing-gradient": _OUTCOMES
-    | {"bad-targets", "class-imbalance", "parameters-not-updating"},
+    | {"bad-targets", "class-imbalance", "parameters-not-updating", "lr-too-low"},
     "sparse-gradients": _OUTCOMES | {"bad-targets"},
     "nonfinite-loss": {"nonfinite-gradient", "diverging-loss", "lr-too-high", "dead-units"},
     "nonfinite-gradient": {"nonfinite-loss", "diverging-loss"},

@@ -41,6 +41,13 @@ class ProbabilitiesAsLogits(Rule):
         if len(paired) < self.min_samples or task.loss is None:
             return
         outputs = [batch.outputs for batch in paired if batch.outputs is not None]
+        if task.loss.name == "kl-div" and all(map(_are_probabilities, outputs)):
+            yield _finding(
+                "KLDivLoss is given probabilities where it takes their logarithms",
+                ("give it log_softmax(logits, dim=-1)",),
+                0.97,
+                Measure("smallest output", min(float(o.min()) for o in outputs), threshold=0.0),
+            )
         if task.loss.name == "cross-entropy" and all(map(_are_probabilities, outputs)):
             yield _finding(
                 "the outputs are probabilities already, and the cross-entropy takes the softmax "
@@ -53,6 +60,7 @@ class ProbabilitiesAsLogits(Rule):
                 ),
             )
         in_range = all(o.min() >= 0 and o.max() <= 1 for o in outputs if np.isfinite(o).all())
+        in_range = in_range and any(o.max() > 0.1 and o.std() > 0 for o in outputs)
         n_values = sum(o.size for o in outputs)
         if task.loss.name == "bce-with-logits" and in_range and n_values >= 32:
             yield _finding(
@@ -63,6 +71,32 @@ class ProbabilitiesAsLogits(Rule):
                 0.95,
                 Measure("smallest output", min(float(o.min()) for o in outputs), threshold=0.0),
                 Measure("largest output", max(float(o.max()) for o in outputs), threshold=1.0),
+            )
+
+
+@dataclass(frozen=True)
+class TargetsBeyondProbability(Rule):
+    """Binary cross-entropy with targets that are no probabilities, such as -1 and 1."""
+
+    codes = ("loss-output-mismatch",)
+    needs = ("outputs", "targets", "loss")
+
+    beyond: float = 0.05
+    """Share of the targets outside of [0, 1], at least."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        task = case.task
+        if task.loss is None or not task.loss.name.startswith("bce") or not task.targets.size:
+            return
+        outside = float(((task.targets < 0) | (task.targets > 1)).mean())
+        if outside >= self.beyond:
+            yield _finding(
+                "the targets of a binary cross-entropy lie outside of [0, 1]: the loss has no "
+                "lower "
+                "bound, and outputs grow for ever",
+                ("give it 0 and 1: targets = (targets > 0).float()",),
+                0.97,
+                Measure("share of targets outside", outside, threshold=self.beyond),
             )
 
 
@@ -187,6 +221,9 @@ class OutputRange(Rule):
     beyond: float = 0.05
     """Share of the targets outside of what the outputs can be, at least."""
 
+    far_beyond: float = 0.2
+    """The same where the outputs are never negative but not at a limit either."""
+
     min_values: int = 128
 
     def judge(self, case: Case) -> Iterator[Finding]:
@@ -214,6 +251,20 @@ class OutputRange(Rule):
                 Measure("share of targets out of reach", outside, threshold=self.beyond),
             )
             return
+        late = [b.outputs.ravel() for b in case.late if b.is_paired and b.outputs is not None]
+        lowest = min((float(rows.min()) for rows in late if rows.size), default=-1.0)
+        below = float((targets < -1e-6).mean())
+        varies = any(rows.std() > 0 for rows in late if rows.size)
+        n_late = sum(map(len, late))
+        if lowest >= 0 and varies and below > self.far_beyond and n_late >= self.min_values:
+            yield _finding(
+                f"no output is ever negative, as after softplus or exp, and {below:.0%} of the "
+                "targets "
+                "are: they can never be met",
+                ("remove the last activation", "or scale the targets to be positive"),
+                0.85,
+                Measure("share of targets out of reach", below, threshold=self.far_beyond),
+            )
 
     def _is_bounded(self, case: Case, name: str, outputs: Floats) -> bool:
         """Whether the outputs look cut off: the model ends so, or they crowd at the ends."""

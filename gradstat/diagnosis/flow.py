@@ -26,9 +26,12 @@ class Vanishing(Rule):
 
     min_matrices: int = 4
 
+    faded_shallow: float = 1e-6
+    """The same of fewer weights than that: in a recurrent network depth is in time."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
-        if len(run.probes.steps) < 3 or len(run.matrices) < self.min_matrices:
+        if len(run.probes.steps) < 3 or len(run.matrices) < 2:
             return
         gradients = run.probes.gradient_rms[:, run.matrices]
         quarter = max(1, len(run.matrices) // 4)
@@ -36,10 +39,12 @@ class Vanishing(Rule):
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = middle(gradients[:, :quarter], axis=1) / gradients[:, -1]
         known = ratios[np.isfinite(ratios)]
-        if known.size == 0 or (profile[:quarter] == 0).all() or case.learns:
+        if known.size == 0 or not known.any() or case.learns:
             return
-        ratio = float(np.median(known))
-        if ratio >= self.faded:
+        # Later on the last layer's gradient may be nothing either, where no other layer moves.
+        ratio = float(min(np.median(known), np.median(known[:4])))
+        faded = self.faded if len(run.matrices) >= self.min_matrices else self.faded_shallow
+        if ratio >= faded:
             return
         yield Finding(
             "vanishing-gradient",
@@ -52,7 +57,7 @@ class Vanishing(Rule):
                 "initialise for the activation (torch.nn.init.calculate_gain)",
             ),
             (
-                Measure("first layers' gradient over the last one's", ratio, threshold=self.faded),
+                Measure("first layers' gradient over the last one's", ratio, threshold=faded),
                 *[
                     Measure(f"root mean square at {run.layers[i].name}", float(value))
                     for i, value in list(zip(run.matrices, profile, strict=True))[:3]

@@ -63,6 +63,8 @@ class TooHigh(Rule):
             confidence = 0.9
         elif (usual > self.large or largest > 3 * self.large) and (rose or lost or worse):
             confidence = 0.8
+        elif largest > 3 * self.large and self._is_no_better_than_a_guess(case):
+            confidence = 0.75
         elif usual > 0.003 and (unsettled or (rose and worse)) and case.is_supervised:
             confidence = 0.7
         else:
@@ -89,6 +91,10 @@ class TooHigh(Rule):
             ),
             SOURCE,
         )
+
+    def _is_no_better_than_a_guess(self, case: Case) -> bool:
+        chance = case.task.chance
+        return case.loss is not None and chance is not None and case.loss.last > 0.9 * chance
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,8 @@ class Task:
         """
         if self.loss is None or self.targets.size == 0 or self.loss.reduction == "sum":
             return None
+        if self.loss.name.startswith("bce") and (self.targets.min() < 0 or self.targets.max() > 1):
+            return None
         if self.loss.name in ("cross-entropy", "nll", "bce", "bce-with-logits"):
             if self.kind == "classes":
                 return float(-(self.shares * np.log(self.shares)).sum())
@@ -209,6 +211,12 @@ def _bce_with_logits(outputs: Floats, targets: Floats) -> Floats:
     return result
 
 
+def _kl_div(outputs: Floats, targets: Floats) -> Floats:
+    log_targets = np.log(np.where(targets > 0, targets, 1.0))
+    result: Floats = (targets * (log_targets - outputs)).sum(-1)
+    return result
+
+
 def _mse(outputs: Floats, targets: Floats) -> Floats:
     result: Floats = (outputs - targets) ** 2
     return result
@@ -232,6 +240,7 @@ LOSSES: dict[str, Callable[[Floats, Floats], Floats]] = {
     "mse": _mse,
     "mae": _mae,
     "smooth-l1": _smooth_l1,
+    "kl-div": _kl_div,
     "bce": _bce,
     "bce-with-logits": _bce_with_logits,
 }

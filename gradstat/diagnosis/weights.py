@@ -28,12 +28,21 @@ class Initialization(Rule):
     small: float = 0.03
     """Gain below which a layer lets hardly anything through. GPT-2's 0.02 at width 64 is 0.16."""
 
+    large_embedding: float = 10.0
+    """Deviation of an embedding, above; torch's default is 1, GPT-2's 0.02."""
+
+    small_embedding: float = 1e-3
+    """Deviation of an embedding, below."""
+
     bias: float = 3.0
     """Mean magnitude of a bias that shuts or saturates its layer whatever comes in."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
-        if len(run.probes.steps) == 0 or run.probes.steps[0] != 1 or len(run.matrices) == 0:
+        if len(run.probes.steps) == 0 or run.probes.steps[0] != 1:
+            return
+        yield from self._of_embeddings(case)
+        if len(run.matrices) == 0:
             return
         layers = [run.layers[i] for i in run.matrices]
         trained = np.array([
@@ -87,6 +96,26 @@ class Initialization(Rule):
                              threshold=self.bias),
             )  # fmt: skip
 
+    def _of_embeddings(self, case: Case) -> Iterator[Finding]:
+        run = case.run
+        tables = [i for i, layer in enumerate(run.layers) if layer.module == "Embedding"]
+        for i in tables:
+            std = float(run.probes.weight_std[0, i])
+            if self.small_embedding <= std <= self.large_embedding:
+                continue
+            yield self._finding(
+                f"an embedding starts with a deviation of {std:.2g}: "
+                + ("its units are saturated" if std > 1 else "its rows can hardly be told apart"),
+                ("initialise it with torch.nn.init.normal_(weight, std=0.02 ... 1)",),
+                0.4 if case.learns else 0.93,
+                "info" if case.learns else "error",
+                [run.layers[i].name],
+                Measure(
+                    "deviation", std,
+                    threshold=self.large_embedding if std > 1 else self.small_embedding,
+                ),
+            )  # fmt: skip
+
     def _finding(
         self,
         text: str,
@@ -100,3 +129,38 @@ class Initialization(Rule):
             "bad-initialization", severity, confidence, text, remedy, (seen,), SOURCE,  # type: ignore[arg-type]
             tuple(layers), (1,),
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FirstLoss(Rule):
+    """A first loss far above that of a guess: the model starts sure of wrong answers."""
+
+    codes = ("bad-initialization",)
+    needs = ("loss", "outputs", "targets")
+
+    above: float = 5.0
+    """First loss over that of a guess. It should be about 1: ln C for C classes (Karpathy 2019)."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        loss, chance, task = case.run.loss, case.task.chance, case.task
+        if loss is None or not len(loss) or chance is None or chance < 0.3:
+            return
+        if task.kind not in ("classes", "binary") or loss.steps[0] > 0 or case.learns:
+            return
+        ratio = float(loss.values[0] / chance)
+        if ratio > self.above and np.isfinite(ratio):
+            yield Finding(
+                "bad-initialization",
+                "error",
+                0.85,
+                f"the first loss is {ratio:.2g} times what a guess scores: the outputs start far "
+                "too "
+                "large, and the first steps go into making them small",
+                (
+                    "initialise the last layer with a smaller gain, or with zeros",
+                    "check the scale of the inputs",
+                ),
+                (Measure("first loss over a guess", ratio, threshold=self.above),),
+                "Karpathy 2019, A Recipe for Training Neural Networks, 'verify loss @ init'",
+                steps=(1,),
+            )
