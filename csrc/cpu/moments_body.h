@@ -303,15 +303,16 @@ class Moments32 {
     const int64_t grouped = run_groups<Type>(from, size, &attempt, &block);
     run_steps<Type, false>(from + grouped, size - grouped, &attempt, &block);
     uint32_t block_max = reduce_max_u32(block.extremes.max_bits);
+    int64_t nans = 0;
     if (block_max >= kInfinityBits || (grouped > 0 && !Type::fits_groups(block_max))) {
       attempt = lanes_;
       block = Block32();
       run_steps<Type, true>(from, size, &attempt, &block);
       block_max = reduce_max_u32(block.extremes.max_bits);
       infs_ += total(block.infs);
+      nans = total(block.nans);
+      nans_ += nans;
     }
-    const int64_t nans = total(block.nans);
-    nans_ += nans;
     lanes_ = attempt;
     const int64_t padding = (kLanes - size % kLanes) % kLanes;
     const int64_t zeros = total(block.extremes.zeros) + block.zeros_in_groups - padding;
