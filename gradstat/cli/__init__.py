@@ -1,0 +1,59 @@
+"""The command line. A command is a module here, and one entry of COMMANDS.
+
+Exit codes: 0 done, 1 failed (one line on stderr says why), 2 called wrongly, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from gradstat import __version__
+from gradstat.cli import config, demo
+from gradstat.cli.command import Command
+from gradstat.errors import GradstatError
+
+COMMANDS: tuple[Command, ...] = (demo.COMMAND, config.COMMAND)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the process's exit code.
+
+    Args:
+        argv: Words after the program's name; None takes them from ``sys.argv``.
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has printed help (code 0) or what was wrong (code 2)
+        return stop.code if isinstance(stop.code, int) else 2
+    command: Command = arguments.command
+    try:
+        command.run(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # `gradstat config | head -1` is no failure; keep the interpreter's last flush silent.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (GradstatError, OSError, ValueError) as error:
+        message = " ".join(str(error).split())
+        print(f"gradstat {command.name}: error: {message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gradstat", description="Per-layer gradient statistics for PyTorch."
+    )
+    parser.add_argument("--version", action="version", version=f"gradstat {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="command", required=True)
+    for command in COMMANDS:
+        subparser = commands.add_parser(
+            command.name, help=command.summary, description=command.summary.capitalize() + "."
+        )
+        command.add_arguments(subparser)
+        subparser.set_defaults(command=command)
+    return parser
