@@ -17,8 +17,8 @@ export GRADSTAT_CUDA CUDAARCHS
 
 CPP_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help demo test lint format bench diagnosis-bench sanitize gpu-check gpu-build gpu-test gpu-sanitize \
-        gpu-bench module clean
+.PHONY: help demo test lint format bench diagnosis-bench docs sanitize gpu-check gpu-build gpu-test \
+        gpu-sanitize gpu-bench module clean
 .NOTPARALLEL:
 
 help:  ## list the commands
@@ -48,6 +48,9 @@ bench: $(VENV)/.gradstat-dev module  ## time the CPU kernels and refresh bench/R
 
 diagnosis-bench: $(VENV)/.gradstat-dev module  ## count how often the diagnosis is right (10 min)
 	PYTHONPATH=tests python bench/diagnosis_zoo.py
+
+docs: $(VENV)/.gradstat-docs module  ## build the documentation's site into build/site
+	NO_MKDOCS_2_WARNING=1 python -m mkdocs build
 
 # ---- installing ----------------------------------------------------------------------------------
 
