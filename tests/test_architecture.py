@@ -116,6 +116,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "_fallback",
         "_accumulation",
+        "_capture",
         "_loan",
         "_loss_scale",
         "_optimizer_kind",

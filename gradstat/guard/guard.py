@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from gradstat import _kernels
+from gradstat._capture import is_capturing
 from gradstat._evidence import curve_of
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.errors import ArgumentValueError
@@ -186,7 +186,7 @@ class Guard:
         del monitor
         self._has_stepped = True
         self._steps += 1
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
+        if is_capturing():
             return
         if self._steps % self._every == 0:
             self._attempt(self._look)
