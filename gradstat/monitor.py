@@ -35,10 +35,12 @@ from gradstat.errors import ArgumentValueError
 class Monitor(Readings):
     """What is known of a training run; made by `attach`, found at ``optimizer.gradstat``.
 
-    Memory: ``window * (parameters + 1) * 12 * 8`` bytes for the gradients' tables on their device,
-    and as much again for ``weights`` and for ``updates`` each; 4.8 MB for 100 steps of 500
-    parameters. ``updates`` holds a copy of the parameters during a recorded step. Of each name that
-    is observed the last ``window`` values are kept.
+    Memory is bounded, however long the run. A table is ``(parameters + 1) * 12 * 8`` bytes, on the
+    device of the gradients; 48 KB for 500 parameters. There are ``window`` of them for gradients,
+    and as many again for ``weights`` and for ``updates`` each. Diagnosis keeps up to 40 probed
+    steps of three tables, four where a parameter has more than 65536 elements. ``updates`` holds
+    a copy of the parameters during a recorded step, and a probe up to 65536 elements of each. What
+    `observe` and `ActivationMonitor` keep is said there.
 
     Numbers and arrays are read from the device: their properties wait for a CUDA device, and no
     step does. A copy (`copy.deepcopy`, pickle) keeps what is known now and follows no optimizer.
@@ -100,7 +102,11 @@ class Monitor(Readings):
             **values: Numbers, or tensors of any dtype on any device. Of a tensor with several
                 elements the statistics are kept, not the elements. `None` is passed over.
 
-        Does not synchronise and holds no graph. Keeps the last ``window`` values of each name.
+        Does not synchronise and holds no graph. Under each name the last 512 numbers are kept, and
+        up to 512 spread evenly over all before. Larger tensors are looked at in probed steps alone:
+        the first four and then fewer and fewer. Of ``inputs``, ``outputs`` and ``targets`` samples
+        of up to 40 such steps are kept, at most 65536 elements of each tensor; of another name the
+        last ``window`` tables.
 
         Raises:
             ArgumentTypeError: A value is neither a number nor a tensor.
