@@ -197,6 +197,13 @@ def costs(results: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def compact(record: dict[str, Any]) -> str:
+    """Return a record as JSON with one run a line."""
+    head = json.dumps({**record, "runs": []})
+    runs = ",\n".join(map(json.dumps, record["runs"]))
+    return head.removesuffix("]}") + "\n" + runs + "\n]}\n"
+
+
 def page(results: Sequence[dict[str, Any]], about: str) -> list[str]:
     """Return the lines for docs/diagnosis.md."""
     return ["", about, "", *accuracy(results), "", *by_code(results), "", costs(results), ""]
@@ -228,7 +235,7 @@ def main() -> None:
         return
     record = {"machine": machine.machine(), "commit": commit, "runs": results}
     path = HERE / "results" / f"diagnosis-{datetime.date.today():%Y-%m-%d}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(compact(record))
     text = PAGE.read_text()
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     PAGE.write_text(before + BEGIN + "\n".join(page(results, about)) + END + after)

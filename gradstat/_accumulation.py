@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.utils.weak import TensorWeakRef
 
 
 class Accumulation:
@@ -13,14 +14,15 @@ class Accumulation:
 
     Each backward pass adds to a gradient in place, which raises the tensor's version by one; so
     does zeroing. The same tensor one version later was added to and not zeroed. Where several
-    backward passes belong to a step nothing can be told.
+    backward passes belong to a step nothing can be told. The gradient is held weakly: its memory
+    goes where ``zero_grad`` lets it go.
     """
 
     def __init__(self) -> None:
         self.steps = 0
         """Steps whose gradients held those of the step before."""
 
-        self._gradient: Tensor | None = None
+        self._gradient: TensorWeakRef | None = None
         self._version = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -28,12 +30,13 @@ class Accumulation:
 
     def look(self, parameters: Sequence[Tensor]) -> None:
         """Compare the gradients of a step about to happen with those of the last one."""
-        known = self._gradient
+        known = self._gradient() if self._gradient is not None else None
         if known is not None and known._version == self._version + 1:
             self.steps += any(parameter.grad is known for parameter in parameters)
 
     def remember(self, parameters: Sequence[Tensor]) -> None:
         """Note the gradients of a step that has happened."""
-        self._gradient = next((p.grad for p in parameters if p.grad is not None), None)
-        if self._gradient is not None:
-            self._version = self._gradient._version
+        gradient = next((p.grad for p in parameters if p.grad is not None), None)
+        self._gradient = None
+        if gradient is not None and not gradient.is_inference():  # those count no versions
+            self._gradient, self._version = TensorWeakRef(gradient), gradient._version

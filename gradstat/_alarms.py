@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstat import _kernels
+from gradstat._capture import is_capturing
 from gradstat._warnings import warn_user
 from gradstat._window import Window
 
@@ -38,7 +39,7 @@ class LateCopy:
         if tensor.device.type != "cuda":
             self._copy = tensor.detach().to("cpu", copy=True)
             return
-        if torch.cuda.is_current_stream_capturing():
+        if is_capturing():
             return
         with torch.cuda.device(tensor.device):
             self._copy = tensor.detach().to("cpu", non_blocking=True)
@@ -48,7 +49,7 @@ class LateCopy:
     def take(self) -> Tensor | None:
         """Return the copy if it has arrived."""
         if self._event is not None:
-            if torch.cuda.is_current_stream_capturing() or not self._event.query():
+            if is_capturing() or not self._event.query():
                 return None
             self._event = None
         copy, self._copy = self._copy, None

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from gradstat import _kernels
 from gradstat._accumulation import Accumulation
 from gradstat._alarms import Alarms
+from gradstat._capture import is_capturing
 from gradstat._loan import Held, Loan
 from gradstat._loss_scale import OverflowCount, amp_scalar, is_fused, makes_momentum
 from gradstat._probes import Probes
@@ -172,7 +173,8 @@ class Seam:
         self._accumulation.look(self._parameters)
         self._recorder.begin(self._parameters)
         step = self._recorder.step + 1
-        if self._probes.is_due(step) and not _is_capturing():
+        # The replays of a captured graph would write into one probe again and again.
+        if self._probes.is_due(step) and not is_capturing():
             names = self.watched.names
             self._probes.begin(step, names, self._parameters, optimizer.param_groups)
 
@@ -323,11 +325,6 @@ class Seam:
             self._recorder.bind(self.watched.names, device)
             self._clipper.bind(self.watched.names, device)
         self.monitor.load_state_dict(saved)
-
-
-def _is_capturing() -> bool:
-    """Whether a CUDA graph is captured: its replays would write into one probe again and again."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
 
 
 def _is_host(device: torch.device) -> bool:

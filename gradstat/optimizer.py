@@ -78,7 +78,8 @@ def attach(
         every: Record the statistics of every n-th step. Clipping and skipping happen on all.
         filter: ``filter(name, parameter)`` tells whether a parameter is measured and clipped;
             by default all are. A skipped step skips them all.
-        window: Recorded steps that are remembered.
+        window: Recorded steps whose tables are remembered. What is observed, and what diagnosis
+            looks at, has bounds of its own: see `Monitor`.
         weights: Also record the statistics of the parameters.
         updates: Also record the statistics of each recorded step's change of the parameters, for
             `Monitor.update_ratio`, and of the parameters. Copies them on recorded steps.

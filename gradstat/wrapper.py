@@ -9,7 +9,15 @@ from torch.optim import Optimizer
 from gradstat.monitor import Monitor
 from gradstat.optimizer import attach
 
-_COPIED_OPTIONS = ("clip", "on_nonfinite", "every", "window", "weights", "updates")
+_COPIED_OPTIONS = (
+    "clip",
+    "on_nonfinite",
+    "every",
+    "window",
+    "weights",
+    "updates",
+    "diagnose",
+)
 
 _CHECKPOINT_HOOKS = (
     "_optimizer_state_dict_pre_hooks",
@@ -43,7 +51,9 @@ class GradStatOptimizer(Optimizer):
     the inner optimizer, not both. Synchronises as `attach` does.
 
     A copy (`copy.deepcopy`, pickle) watches its own parameters with the same options and starts
-    with an empty history; ``filter``, ``scaler`` and callbacks stay behind.
+    with an empty history and the names of before; ``model``, ``activations``, ``filter``,
+    ``scaler`` and callbacks stay behind. To go on with them, `detach` from its inner optimizer and
+    attach anew.
 
     Args:
         optimizer: The optimizer that does the steps.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,12 @@ def parameter(grad: Tensor | None) -> torch.nn.Parameter:
 
 def parameters(grads: Iterable[Tensor | None]) -> list[torch.nn.Parameter]:
     return [parameter(grad) for grad in grads]
+
+
+def clones(grads: Sequence[Tensor]) -> list[torch.nn.Parameter]:
+    """Return parameters with copies of the gradients, gaps in memory included."""
+    empty = [torch.empty_strided(g.shape, g.stride(), dtype=g.dtype) for g in grads]
+    return parameters([to.copy_(grad) for to, grad in zip(empty, grads, strict=True)])
 
 
 def bytes_of(tensor: Tensor) -> bytes:

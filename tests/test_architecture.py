@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -56,7 +57,8 @@ def undocumented(names: Mapping[str, Any]) -> Iterator[str]:
         if not value.__doc__ or value.__doc__.startswith(f"{name}("):
             yield name
         if inspect.isclass(value):
-            for key, member in vars(value).items():
+            own = [base for base in value.__mro__ if base.__module__.startswith("gradstat.")]
+            for key, member in ChainMap(*map(vars, own or [value])).items():
                 function = getattr(member, "__func__", member)
                 callable_or_property = callable(function) or isinstance(function, property)
                 if not key.startswith("_") and callable_or_property and not function.__doc__:
@@ -114,6 +116,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "_fallback",
         "_accumulation",
+        "_capture",
         "_loan",
         "_loss_scale",
         "_optimizer_kind",
@@ -124,11 +127,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "columns",
         "render",
     ),
-    ("_kernels", "_table_file"),
+    ("_kernels", "_table_file", "_table_rows"),
     ("_window", "config", "table"),
     ("_alarms", "_batch_sample", "_probes", "_recorder", "activations", "stats"),
     ("_observations", "clipping", "diagnosis"),
-    ("_evidence", "_rounds"),
+    ("_dead_units", "_evidence", "_readings", "_rounds"),
+    ("_checkpoint",),
     ("distributed", "guard", "monitor"),
     ("records",),
     ("runlog", "sinks"),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import textwrap
 from pathlib import Path
 
+import pytest
+
 from gradstat.diagnosis import RULES, Rule
 
 PAGE = Path(__file__).parents[1] / "docs" / "diagnosis.md"
+RECORDS = sorted((PAGE.parents[1] / "bench" / "results").glob("diagnosis-*.json"))
 BEGIN, END = "<!-- rules: begin -->", "<!-- rules: end -->"
 
 
@@ -52,3 +56,10 @@ if __name__ == "__main__":
     page = PAGE.read_text()
     before, after = page.split(BEGIN)[0], page.split(END)[1]
     PAGE.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}")
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_a_record_of_runs_stands_one_run_a_line(path: Path) -> None:
+    text = path.read_text()
+    lines = [json.loads(line.removesuffix(",")) for line in text.splitlines()[1:-1]]
+    assert lines == json.loads(text)["runs"]

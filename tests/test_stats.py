@@ -2,49 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import pickle
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import reference
 import torch
-from gradients import Untouched, parameter, parameters
+from gradients import parameter, parameters
 from kernel_calls import DTYPES, assert_table, sample
+from stats_models import Network, assert_model_table, names_of, row_of, trained
 from torch import Tensor, nn
 
-import gradstat
 from gradstat import grad_stats, tensor_stats
 
 INF, NAN = math.inf, math.nan
-
-
-class Network(nn.Module):
-    """A convolution, a norm, a word table and two heads, the last of which is not used."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 6, 3)
-        self.norm = nn.BatchNorm2d(6)
-        self.words = nn.Embedding(11, 6)
-        self.head = nn.Linear(6, 4)
-        self.unused = nn.Linear(6, 2)
-
-    def forward(self, image: Tensor, word: Tensor) -> Tensor:
-        seen = torch.relu(self.norm(self.conv(image))).mean((2, 3))
-        return self.head(seen + self.words(word))
-
-
-def trained(dtype: torch.dtype = torch.float32) -> Network:
-    """Return a network after one backward pass."""
-    torch.manual_seed(0)
-    model = Network().to(dtype)
-    image, word = torch.randn(5, 3, 8, 8, dtype=dtype), torch.tensor([1, 1, 2, 7, 10])
-    model(image, word).square().sum().backward()
-    return model
 
 
 @pytest.fixture
@@ -52,15 +24,7 @@ def model() -> Network:
     return trained()
 
 
-def names_of(model: nn.Module) -> tuple[str, ...]:
-    return tuple(name for name, _ in model.named_parameters())
-
-
-def row_of(tensor: Tensor) -> gradstat.StatRow:
-    return tensor_stats([tensor])[0]
-
-
-# ---- what is accepted ---------------------------------------------------------------------------
+# ---- what is accepted ----------------------------------------------------------------------------
 
 NAMED_SOURCES: dict[str, Callable[[nn.Module], Any]] = {
     "module": lambda model: model,
@@ -77,14 +41,6 @@ BARE_SOURCES: dict[str, Callable[[nn.Module], Any]] = {
     "dict_values": lambda model: dict(model.named_parameters()).values(),
     "list_of_gradients": lambda model: [p.grad for p in model.parameters()],
 }
-
-
-def assert_model_table(table: gradstat.StatTable, model: nn.Module) -> None:
-    grads = [p.grad for p in model.parameters()]
-    assert_table(table.data, grads)
-    assert table.kind == "gradient"
-    expected = nn.utils.get_total_norm([grad.double() for grad in grads if grad is not None])
-    assert table.total_norm == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("source", NAMED_SOURCES.values(), ids=NAMED_SOURCES)
@@ -249,128 +205,7 @@ def test_equal_tensors_are_not_repeats():
     assert tensor_stats([grad, grad]).total_norm == math.sqrt(8)
 
 
-# ---- gradients that no kernel reads as they are -------------------------------------------------
-
-
-def base() -> Tensor:
-    return sample(2 * 4 * 6 * 8, torch.float32).view(2, 4, 6, 8)
-
-
-LAYOUTS: dict[str, Callable[[], Tensor]] = {
-    "transposed": lambda: base().view(32, 12).t(),
-    "permuted": lambda: base().permute(2, 0, 3, 1),
-    "channels_last": lambda: base().to(memory_format=torch.channels_last),
-    "every_second": lambda: base().flatten()[::2],
-    "column": lambda: base().view(32, 12)[:, 3],
-    "narrowed": lambda: base()[:, 1:3, :, 2:5],
-    "expanded": lambda: torch.tensor([[1.5], [0.0], [-2.0]]).expand(3, 7),
-    "expanded_scalar": lambda: torch.tensor(2.0).expand(4, 5),
-    "windows_that_overlap": lambda: torch.arange(9.0).unfold(0, 4, 1),
-    "offset_in_storage": lambda: base().flatten()[3:],
-    "bf16_column": lambda: base().bfloat16().view(32, 12)[:, 3],
-    "negated_imag": lambda: torch.tensor([1 + 2j, 3 - 4j]).conj().imag,
-    "negated_scalar": lambda: torch.tensor(1 + 2j).conj().imag,
-    "negated_dense": lambda: torch._neg_view(base()),
-}
-
-
-@pytest.mark.parametrize("make", LAYOUTS.values(), ids=LAYOUTS)
-def test_layouts(make):
-    tensor = make()
-    params = [parameter(torch.ones(3)), parameter(tensor)]
-    untouched = Untouched(params)
-    table = grad_stats(params, histogram=True)
-    untouched.check()
-    assert_table(table.data, [torch.ones(3), tensor])
-    assert (table.histogram_data.numpy() == reference.histogram([torch.ones(3), tensor])).all()
-
-
-COMPLEX: dict[str, Callable[[], Tensor]] = {
-    "complex64": lambda: torch.tensor([[3 + 4j, 0j], [0j, 0j]]),
-    "beyond_the_range_of_fp32": lambda: torch.tensor([3e38 + 3e38j, 1e-45 + 0j]),
-    "complex128": lambda: torch.tensor([1e200 + 1e200j, -1j], dtype=torch.complex128),
-    "conjugate_view": lambda: torch.tensor([[1 + 2j, 3j], [0j, 5 + 0j]]).conj(),
-    "conjugate_transpose": lambda: torch.tensor([[1 + 2j, 3j, 1j], [0j, 5 + 0j, 0j]]).mH,
-    "non_finite": lambda: torch.tensor([complex(NAN, 1), complex(INF, 1), 1 + 1j]),
-}
-
-
-@pytest.mark.parametrize("make", COMPLEX.values(), ids=COMPLEX)
-def test_complex_gradients_by_magnitude(make):
-    params = [parameter(make())]
-    untouched = Untouched(params)
-    assert_table(grad_stats(params).data, [make()])
-    untouched.check()
-
-
-def coo(indices: list[list[int]], values: list[Any], size: tuple[int, ...]) -> Tensor:
-    return torch.sparse_coo_tensor(
-        torch.tensor(indices), torch.tensor(values), size, check_invariants=True
-    )
-
-
-# Sparse tensor; its coalesced values; its rows, and how many of them are dead.
-SPARSE: dict[str, tuple[Callable[[], Tensor], list[float], int, int]] = {
-    "rows_of_a_word_table": (
-        lambda: coo([[4, 1]], [[1.0, 2.0], [0.0, -3.0]], (6, 2)), [0.0, -3.0, 1.0, 2.0], 6, 4),
-    "uncoalesced": (lambda: coo([[1, 1, 3]], [1.0, 2.0, 4.0], (5,)), [3.0, 4.0], 5, 3),
-    "sums_to_zero": (lambda: coo([[1, 1, 3]], [1.0, -1.0, 4.0], (5,)), [0.0, 4.0], 5, 4),
-    "two_sparse_dims": (
-        lambda: coo([[0, 0, 2], [1, 2, 0]], [1.0, 2.0, 4.0], (4, 3)), [1.0, 2.0, 4.0], 4, 2),
-    "stored_row_of_zeros": (lambda: coo([[0, 2]], [[0.0, 0.0], [1.0, 0.0]], (3, 2)), [0, 0, 1, 0],
-                            3, 2),
-    "nan_is_not_dead": (lambda: coo([[0, 2]], [[NAN], [0.0]], (4, 1)), [NAN, 0.0], 4, 3),
-    "nothing_stored": (
-        lambda: torch.zeros(4, 3).to_sparse(1), [], 4, 4),
-    "no_sparse_dim": (
-        lambda: torch.sparse_coo_tensor(torch.zeros(0, 1, dtype=torch.long),
-                                        torch.tensor([[1.0, 0.0, 2.0]]), (3,),
-                                        check_invariants=True), [1.0, 0.0, 2.0], 3, 1),
-    "complex": (lambda: coo([[1]], [3 + 4j], (4,)), [5.0], 4, 3),
-    "csr": (lambda: torch.tensor([[0.0, 2, 0], [0, 0, 0], [1, 0, 3]]).to_sparse_csr(), [2, 1, 3], 3,
-            1),
-    "csc": (lambda: torch.tensor([[0.0, 2, 0], [0, 0, 0], [1, 0, 3]]).to_sparse_csc(), [1, 2, 3], 3,
-            1),
-}  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore:Sparse CS[RC] tensor support is in beta")
-@pytest.mark.parametrize(("make", "values", "rows", "dead"), SPARSE.values(), ids=SPARSE)
-def test_sparse_tensors(make, values, rows, dead):
-    tensor, dense = make(), torch.ones(2, 2)
-    expected = reference.moments([dense, torch.tensor(values, dtype=torch.float64)])
-    expected[1, 9:11] = rows, dead
-    expected[2, 9:11] = 2 + rows, dead
-    table = tensor_stats([dense, tensor], histogram=True)
-    assert_table(table.data, [dense, tensor], expected, tolerance=1e-12)
-    counts = reference.histogram([dense, torch.tensor(values, dtype=torch.float64)])
-    assert (table.histogram_data.numpy() == counts).all()
-
-
-def test_sparse_embedding_in_a_module():
-    model = nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Linear(4, 1))
-    model(torch.tensor([[2, 2, 5]])).sum().backward()
-    untouched = Untouched(model.parameters())
-    assert not model[0].weight.grad.is_coalesced()
-    row = grad_stats(model)["0.weight"]
-    untouched.check()
-    assert (row.rows, row.dead_rows, row.numel) == (10, 8, 8)
-    assert row.dead_row_fraction == 0.8
-    assert row.l2 == pytest.approx(model[0].weight.grad.to_dense().norm().item(), rel=1e-6)
-
-
-class Marked(Tensor):
-    """A subclass that has memory of its own and changes nothing."""
-
-
-def test_subclasses_with_plain_memory():
-    grad = torch.tensor([3.0, 4.0])
-    assert row_of(grad.as_subclass(Marked)).l2 == 5.0
-    assert row_of(nn.Buffer(grad)).l2 == 5.0
-    assert grad_stats([type("Own", (nn.Parameter,), {})(grad)]).missing == ("param0",)
-
-
-# ---- NaN, Inf and totals ------------------------------------------------------------------------
+# ---- NaN, Inf and totals -------------------------------------------------------------------------
 
 
 def test_one_nan_does_not_hide_a_layer():
@@ -401,141 +236,7 @@ def test_histogram_is_optional(model):
     assert table["head.bias"].histogram.sum() == 4
 
 
-# ---- what measuring leaves alone, and where it can be called ------------------------------------
-
-
-def test_nothing_is_written(model):
-    model.conv.weight.grad[0, 0, 0, 0] = NAN
-    untouched = Untouched(model.parameters())
-    rng = torch.get_rng_state()
-    weights = copy.deepcopy(model.state_dict())
-    grad_stats(model, histogram=True)
-    tensor_stats(model, histogram=True)
-    untouched.check()
-    assert torch.equal(torch.get_rng_state(), rng)
-    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
-
-
-@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
-def test_no_autograd_graph():
-    weight = nn.Parameter(torch.tensor([1.0, 2.0]))
-    weight.pow(3).sum().backward(create_graph=True)
-    untouched = Untouched([weight])
-    table = grad_stats([weight])
-    untouched.check()
-    assert weight.grad.requires_grad
-    assert not table.data.requires_grad
-    assert table.total_norm == pytest.approx(math.hypot(3, 12))
-    weight.grad.sum().backward()
-    weight.grad = None  # it and its graph hold each other
-
-
-def test_a_gradient_that_requires_grad_as_a_tensor():
-    weight = nn.Parameter(torch.tensor([1.0, 2.0]))
-    (grad,) = torch.autograd.grad(weight.pow(3).sum(), weight, create_graph=True)
-    table = tensor_stats([grad], kind="gradient")
-    assert table.total_norm == pytest.approx(math.hypot(3, 12))
-    assert not table.data.requires_grad
-
-
-CONTEXTS = {
-    "no_grad": torch.no_grad,
-    "inference_mode": torch.inference_mode,
-    "enable_grad": torch.enable_grad,
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-    "default_device_meta": lambda: torch.device("meta"),
-}
-
-
-@pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
-def test_contexts(model, context):
-    untouched = Untouched(model.parameters())
-    with context():
-        table = grad_stats(model)
-        total = (table + table).finite_norm
-    assert_model_table(table, model)
-    assert total == pytest.approx(math.sqrt(2) * table.finite_norm)
-    untouched.check()
-
-
-def test_default_dtype_changes_nothing(model):
-    before = grad_stats(model)
-    torch.set_default_dtype(torch.float64)
-    try:
-        after = grad_stats(model)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert torch.equal(before.data.nan_to_num(), after.data.nan_to_num())
-
-
-def test_tensors_of_inference_mode():
-    with torch.inference_mode():
-        values = torch.tensor([3.0, 4.0])
-    assert row_of(values).l2 == 5.0
-
-
-def test_inside_of_a_hook():
-    seen = []
-    model = nn.Linear(3, 2)
-    model.weight.register_post_accumulate_grad_hook(lambda p: seen.append(grad_stats(p).total_norm))
-    model(torch.ones(1, 3)).sum().backward()
-    assert seen == [pytest.approx(math.sqrt(6))]
-
-
-def test_gradients_of_a_compiled_model():
-    model = trained()
-    compiled = torch.compile(model, backend="aot_eager")
-    model.zero_grad()
-    compiled(torch.ones(2, 3, 8, 8), torch.tensor([0, 3])).square().sum().backward()
-    assert_model_table(grad_stats(compiled), model)
-
-
-def test_gradients_under_autocast():
-    model = nn.Linear(8, 8)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        model(torch.ones(4, 8)).square().sum().backward()
-    assert_model_table(grad_stats(model), model)
-
-
-def test_many_threads_at_once():
-    models = [trained() for _ in range(4)]
-    expected = grad_stats(models[0]).data.nan_to_num()
-    with ThreadPoolExecutor(4) as pool:
-        tables = list(pool.map(grad_stats, models * 25))
-    assert all(torch.equal(table.data.nan_to_num(), expected) for table in tables)
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_equal_bits_for_any_number_of_threads(threads):
-    grads = [sample(n, torch.float32, seed=n) for n in (200_000, 17, 70_001)]
-    before = torch.get_num_threads()
-    expected = tensor_stats(grads)
-    torch.set_num_threads(threads)
-    try:
-        assert torch.equal(tensor_stats(grads).data, expected.data)
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(
-    "duplicate", [copy.copy, copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))]
-)
-def test_tables_can_be_copied_and_pickled(model, duplicate):
-    table = grad_stats(model, histogram=True)
-    other = duplicate(table)
-    assert other.names == table.names
-    assert torch.equal(other.data.nan_to_num(), table.data.nan_to_num())
-    assert torch.equal(other.histogram_data, table.histogram_data)
-
-
-def test_a_table_is_of_its_time():
-    weight = parameter(torch.ones(4))
-    table = grad_stats([weight])
-    weight.grad.mul_(3)
-    assert table.total_norm == 2.0
-
-
-# ---- tensor_stats -------------------------------------------------------------------------------
+# ---- tensor_stats --------------------------------------------------------------------------------
 
 
 def test_weights_of_a_module(model):

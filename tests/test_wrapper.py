@@ -244,6 +244,11 @@ def test_copies_watch_their_own_parameters(copied: Any) -> None:
     assert same_bits(weights(model), weights(twin_model))
 
 
+def test_a_copy_looks_at_the_run_as_often() -> None:
+    _, optimizer = wrapped(diagnose=3)
+    assert [copy.deepcopy(optimizer).gradstat._rounds.is_due(n) for n in (2, 3)] == [False, True]
+
+
 def test_a_copy_can_be_scheduled_and_hooked() -> None:
     model, optimizer = wrapped()
     twin_model, twin = copy.deepcopy((model, optimizer))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradstat._capture import is_capturing
 from gradstat._warnings import warn_user
 from gradstat.activations.table import ActivationTable
 from gradstat.activations.watch import (
@@ -286,6 +287,4 @@ def _calls_under_way(model: nn.Module) -> int:
 
 def _is_recorded() -> bool:
     """Whether a CUDA graph is captured, whose replays would count again and again, or a trace."""
-    is_in_use: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    is_traced = torch._C._get_tracing_state() is not None
-    return is_traced or (is_in_use and torch.cuda.is_current_stream_capturing())
+    return torch._C._get_tracing_state() is not None or is_capturing()

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstat import _fallback
+from gradstat._table_rows import layer_not_found
 from gradstat._units import UnitCounts
 from gradstat.activations.kinds import Kind
 from gradstat.errors import ArgumentTypeError, LayerNotFoundError
-from gradstat.table import StatRow, StatTable, layer_not_found
+from gradstat.table import StatRow, StatTable
 
 
 @dataclass(frozen=True)

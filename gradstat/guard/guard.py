@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from gradstat import _kernels
+from gradstat._capture import is_capturing
 from gradstat._evidence import curve_of
 from gradstat.diagnosis.finding import Finding, Measure
-from gradstat.errors import ArgumentTypeError, ArgumentValueError
+from gradstat.errors import ArgumentValueError
+from gradstat.guard.arguments import check_counts, checked_schedulers, optimizer_of
 from gradstat.guard.losses import LossWatch
 from gradstat.guard.rules import (
     DIVERGENCE,
@@ -32,8 +33,6 @@ from gradstat.guard.snapshots import DiskRing, HostRing, Ring
 from gradstat.guard.state import RunState, is_whole, size_of
 
 if TYPE_CHECKING:
-    from torch.optim import Optimizer
-
     from gradstat._observations import Observation
     from gradstat.monitor import Monitor
 
@@ -110,21 +109,16 @@ class Guard:
         keep: int = 2,
         directory: str | os.PathLike[str] | None = None,
     ) -> None:
-        optimizer = _optimizer_of(monitor)
+        optimizer = optimizer_of(monitor)
         self._monitor = monitor
         self._rules = checked(rules)
-        self._schedulers = _checked_schedulers(scheduler)
-        for name, number in (
-            ("every", 1 if every is None else every),
-            ("diagnose_every", diagnose_every),
-            ("snapshot_every", snapshot_every),
-            ("keep", keep),
-        ):
-            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise ArgumentValueError(
-                    f"{name} must be a whole number of at least 1, got {number!r}; use for example "
-                    f"{name}=2"
-                )
+        self._schedulers = checked_schedulers(scheduler)
+        check_counts(
+            every=1 if every is None else every,
+            diagnose_every=diagnose_every,
+            snapshot_every=snapshot_every,
+            keep=keep,
+        )
         model = monitor._watched.model
         rolls_back = any(isinstance(rule, RollBack) for rule in self._rules)
         if model is None and (rolls_back or directory is not None):
@@ -192,7 +186,7 @@ class Guard:
         del monitor
         self._has_stepped = True
         self._steps += 1
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
+        if is_capturing():
             return
         if self._steps % self._every == 0:
             self._attempt(self._look)
@@ -428,32 +422,3 @@ def _nonfinite_gradients(n_skipped: int, in_a_row: int, threshold: int) -> Findi
         (Measure("steps skipped in a row", in_a_row, threshold=threshold),),
         "IEEE 754 arithmetic",
     )
-
-
-def _optimizer_of(monitor: Monitor) -> Callable[[], Optimizer | None]:
-    """Return what gives the optimizer while it lives."""
-    if not hasattr(monitor, "on_step"):
-        raise ArgumentTypeError(
-            f"monitor must be a gradstat.Monitor, got {type(monitor).__name__}; pass "
-            "optimizer.gradstat"
-        )
-    source = monitor._source
-    if not callable(source) or source() is None:
-        raise ArgumentValueError(
-            "monitor must be that of a living optimizer, got a copy or one whose optimizer is "
-            "gone; pass optimizer.gradstat"
-        )
-    return source
-
-
-def _checked_schedulers(scheduler: Any) -> tuple[Any, ...]:
-    if scheduler is None:
-        return ()
-    schedulers = tuple(scheduler) if isinstance(scheduler, list | tuple) else (scheduler,)
-    for one in schedulers:
-        if not hasattr(one, "load_state_dict"):
-            raise ArgumentTypeError(
-                f"scheduler must be a torch scheduler or a list of them, got {type(one).__name__}; "
-                "leave it out where there is none"
-            )
-    return schedulers

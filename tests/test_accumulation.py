@@ -1,0 +1,71 @@
+"""Gradients added to those of the step before: what is counted, and what it keeps alive."""
+
+from __future__ import annotations
+
+import copy
+import gc
+
+import pytest
+import torch
+from small_training import loss_of, make_model, monitor_of, sgd
+from torch.utils.weak import TensorWeakRef
+
+import gradstat
+
+
+def accumulated(*, zeroes: bool, set_to_none: bool = True, parts: int = 1) -> int:
+    """Return how many of eight steps count as starting from old gradients."""
+    model = make_model()
+    optimizer = gradstat.attach(sgd(model), model)
+    for step in range(8):
+        if zeroes:
+            optimizer.zero_grad(set_to_none=set_to_none)
+        for part in range(parts):
+            loss_of(model, parts * step + part).backward()
+            gc.collect()
+        optimizer.step()
+    return monitor_of(optimizer).evidence().accumulated_steps
+
+
+def test_a_missing_zero_grad_is_counted() -> None:
+    assert accumulated(zeroes=False) == 7
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_gradients_that_are_zeroed_are_not(set_to_none: bool, parts: int) -> None:
+    assert accumulated(zeroes=True, set_to_none=set_to_none, parts=parts) == 0
+
+
+def test_zero_grad_frees_the_gradients() -> None:
+    model = make_model()
+    optimizer = gradstat.attach(sgd(model), model, clip="auto", weights=True, updates=True)
+    for step in range(3):
+        optimizer.zero_grad(set_to_none=True)
+        loss_of(model, step).backward()
+        gradients = [TensorWeakRef(p.grad) for p in model.parameters()]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        assert [gradient() for gradient in gradients] == [None] * 4
+
+
+def test_gradients_of_inference_mode_count_no_versions() -> None:
+    model = make_model()
+    optimizer = gradstat.attach(sgd(model), model)
+    with torch.inference_mode():
+        gradients = [torch.ones_like(p) for p in model.parameters()]
+    for _ in range(3):
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    assert monitor_of(optimizer).step == 3
+    assert monitor_of(optimizer).evidence().accumulated_steps == 0
+
+
+def test_a_copy_keeps_the_count() -> None:
+    model = make_model()
+    optimizer = gradstat.attach(sgd(model), model)
+    for step in range(3):
+        loss_of(model, step).backward()
+        optimizer.step()
+    assert copy.deepcopy(monitor_of(optimizer)).evidence().accumulated_steps == 2
