@@ -289,7 +289,7 @@ def test_a_foreign_include_would_be_seen():
 
 def test_there_are_sources_and_modules_to_look_at():
     assert {"kernels.h", "bindings.cpp", "stub.cpp"} <= {path.name for path in sources()}
-    assert {"_kernels.py", "stats.py", "functional.py"} <= {path.name for path in modules()}
+    assert {"batch.py", "stats.py", "functional.py"} <= {path.name for path in modules()}
 
 
 # ---- what `import gradstat` loads ---------------------------------------------------------------

@@ -15,7 +15,7 @@ from kernel_calls import DTYPES, assert_table, sample
 from torch import Tensor, nn
 
 import gradstat
-from gradstat import _fallback, _kernels, clip_grad_norm_, clip_grad_value_, get_total_norm
+from gradstat import _fallback, _kernels, _native, clip_grad_norm_, clip_grad_value_, get_total_norm
 
 INF, NAN = math.inf, math.nan
 
@@ -217,7 +217,7 @@ def test_scaling_takes_the_parts_of_complex_numbers_apart(make, coefficient):
 @pytest.fixture
 def no_kernel(monkeypatch):
     """Treat the CPU as a device that has no kernel."""
-    monkeypatch.setattr(_kernels, "_kernel_device", lambda device: False)
+    monkeypatch.setattr(_kernels.batch, "_kernel_device", lambda device: False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "gradstat has no kernel")
         yield
@@ -323,7 +323,7 @@ def two_devices(monkeypatch):
         batch.originals = batch.originals or list(part.objects)
         halves = split_by(part.objects, [index % 2 for index in range(batch.size)])
         sides = [{i: r for i, r in part.readable.items() if i % 2 == side} for side in (0, 1)]
-        native = _kernels._native.TensorList(halves[0], False)
+        native = _native.TensorList(halves[0], False)
         batch.parts = [
             _kernels.Part(part.device, native, sides[0]),
             _kernels.Part(torch.device("cpu"), halves[1], sides[1]),
@@ -358,7 +358,7 @@ def test_clipping_over_two_devices(two_devices, monkeypatch, call):
 
 
 def test_the_warning_says_what_happens_and_how_to_silence_it(monkeypatch):
-    monkeypatch.setattr(_kernels, "_kernel_device", lambda device: False)
+    monkeypatch.setattr(_kernels.batch, "_kernel_device", lambda device: False)
     with pytest.warns(RuntimeWarning) as caught:
         gradstat.grad_stats([torch.ones(2)])
     text = str(caught[0].message)
@@ -382,7 +382,7 @@ WARNING_CALLS: dict[str, Callable[[list[nn.Parameter]], Any]] = {
 
 @pytest.mark.parametrize("call", WARNING_CALLS.values(), ids=WARNING_CALLS)
 def test_the_warning_points_at_the_caller_once(monkeypatch, call):
-    monkeypatch.setattr(_kernels, "_kernel_device", lambda device: False)
+    monkeypatch.setattr(_kernels.batch, "_kernel_device", lambda device: False)
     params = parameters([torch.ones(2), torch.ones(3)])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")  # once for each place in the code

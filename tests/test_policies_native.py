@@ -13,7 +13,7 @@ from norm_sequences import SEQUENCES, Steps
 from policy_calls import CPU, Decided, Runner
 
 import gradstat
-from gradstat import _kernels
+from gradstat import _kernels, _native
 from gradstat.clipping.clipper import Clipper
 from gradstat.clipping.policy import Policy
 from gradstat.clipping.resolve import AUTO, AUTO_SCALE_FREE
@@ -345,6 +345,6 @@ def test_decision_from_a_finished_table_is_the_same(pair: str) -> None:
         table, _ = _kernels.moments(_kernels.gather(gradients))
         out = torch.empty(_kernels.NUM_CLIP_OUT, dtype=torch.float64)
         other._clip.out = out
-        _kernels._native.run_clip(table, other._clip, len(names))
+        _native.run_clip(table, other._clip, len(names))
         want = runner.step(norms)
         assert out.tolist() == pytest.approx([float(x) for x in want[:-1]], rel=1e-12)
