@@ -35,6 +35,8 @@ from gradstat.errors import (
     MissingPackageError,
     NativeModuleError,
     NonFiniteNormError,
+    RunLogError,
+    RunNotFoundError,
     UnsupportedTensorError,
 )
 from gradstat.guard import (
@@ -51,6 +53,7 @@ from gradstat.lr_range import LrRangeResult, lr_range_test
 from gradstat.monitor import Monitor
 from gradstat.noise import NoiseScale, noise_scale
 from gradstat.optimizer import attach, detach
+from gradstat.runlog import Run, open_run
 from gradstat.stats import grad_stats, tensor_stats
 from gradstat.table import StatRow, StatTable
 from gradstat.wrapper import GradStatOptimizer
@@ -88,6 +91,9 @@ __all__ = [
     "PerLayer",
     "Policy",
     "RollBack",
+    "Run",
+    "RunLogError",
+    "RunNotFoundError",
     "SkipNonfinite",
     "SkipOnSpike",
     "StatRow",
@@ -108,6 +114,7 @@ __all__ = [
     "grad_stats",
     "lr_range_test",
     "noise_scale",
+    "open_run",
     "show_config",
     "tensor_stats",
 ]

@@ -69,6 +69,11 @@ class Series:
                 self._stride *= 2
         self._left += 1
 
+    @property
+    def newest(self) -> Observation | None:
+        """The last one told."""
+        return self._recent[-1] if self._recent else None
+
     def after(self, known: Observation | None) -> list[Observation]:
         """Return those of the last `RECENT` that came after this one, oldest first."""
         newest_first = takewhile(lambda seen: seen is not known, reversed(self._recent))
@@ -152,6 +157,15 @@ class Observations:
     def after(self, name: str, known: Observation | None) -> list[Observation]:
         """Return the last numbers of a name, oldest first: those that came after this one."""
         return self.scalars(name).after(known)
+
+    def newest(self, step: int) -> dict[str, Scalar]:
+        """Return the newest number of each name that was told after so many finished steps."""
+        newest = {name: series.newest for name, series in self._series.items()}
+        return {
+            name: seen.value
+            for name, seen in newest.items()
+            if seen is not None and seen.step == step and not isinstance(seen.value, StatTable)
+        }
 
     def forget_since(self, step: int) -> None:
         """Drop what was told after so many finished steps or more: the run goes back there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,16 @@ from gradstat.columns import RAW_COLUMNS
 
 _POWERS = {"g": 1.0, "g^2": 2.0}
 """How a column of this unit grows with the gradients; all others are counts."""
+
+
+class Histogram(NamedTuple):
+    """Magnitudes of the gradients of one step by binary exponent."""
+
+    counts: Tensor
+    """int64 (parameters + 1, 256), totals last."""
+
+    scale: Tensor | None
+    """fp32 scalar that these gradients were multiplied with, under loss scaling."""
 
 
 class Recorder:
@@ -34,6 +45,15 @@ class Recorder:
         self.is_recording = False
         """Whether the step under way is recorded."""
 
+        self.histogram_every: int | None = None
+        """Recorded steps from one to the next whose gradients' magnitudes are counted."""
+
+        self.decision: Tensor | None = None
+        """Decision on the step under way or the newest; None where it was not measured."""
+
+        self.histogram: Histogram | None = None
+        """Magnitudes of the gradients of that step, where they are counted."""
+
         self.window: Window | None = None
         self.wants_weights = weights or updates
         self.wants_updates = updates
@@ -45,6 +65,7 @@ class Recorder:
     def begin(self, parameters: Sequence[Tensor]) -> None:
         """Start a step, before a closure can have changed the parameters."""
         self.is_recording = self.step % self.every == 0
+        self.decision = self.histogram = None
         if self.wants_weights and self.is_recording:
             self._weights = _table(parameters)
             if self.wants_updates:
@@ -79,12 +100,19 @@ class Recorder:
         """Return where the step's table and decision go: the window, or a place of no memory."""
         assert self.window is not None
         assert self._scratch is not None
-        if not self.is_recording:
-            return self._scratch
-        window = self.window
-        window.open(self.step + 1)
-        window.put(window.weights, self._weights)
-        return window.tables[window.newest], window.decisions[window.newest]
+        table, self.decision = self._scratch
+        if self.is_recording:
+            window = self.window
+            window.open(self.step + 1)
+            window.put(window.weights, self._weights)
+            table, self.decision = window.tables[window.newest], window.decisions[window.newest]
+        return table, self.decision
+
+    @property
+    def wants_histogram(self) -> bool:
+        """Whether the magnitudes of the step under way are counted."""
+        due = self.histogram_every
+        return due is not None and self.is_recording and self.step // self.every % due == 0
 
     def unscale(self, table: Tensor, grad_scale: Tensor) -> None:
         """Bring a table of scaled gradients into true units."""

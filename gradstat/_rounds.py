@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from gradstat.diagnosis import Finding
@@ -29,9 +29,13 @@ class Rounds:
         self._every = every
         self._told: set[str] = set()
         self.callbacks: list[Callable[[Finding], Any]] = []
+        """Called for each cause that is new."""
+
+        self.listeners: list[Callable[[Sequence[Finding]], Any]] = []
+        """Called after each look with all that was found."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"callbacks": []}  # a copy is for reading
+        return self.__dict__ | {"callbacks": [], "listeners": []}  # a copy is for reading
 
     def is_due(self, step: int) -> bool:
         """Whether to look after this many finished steps."""
@@ -49,6 +53,8 @@ class Rounds:
             self._every = None
             _logger.exception("gradstat could not look at the run and will not try again")
             return
+        for listener in self.listeners:
+            listener(found)
         for finding in found:
             is_cause = finding.caused_by is None and finding.severity != "info"
             if not is_cause or finding.confidence < MIN_CONFIDENCE or finding.code in self._told:

@@ -23,7 +23,7 @@ from gradstat._capture import is_capturing
 from gradstat._loan import Held, Loan
 from gradstat._loss_scale import OverflowCount, amp_scalar, is_fused, makes_momentum
 from gradstat._probes import Probes
-from gradstat._recorder import Recorder
+from gradstat._recorder import Histogram, Recorder
 from gradstat._rounds import Rounds
 from gradstat._stack import steps_under_way
 from gradstat._warnings import warn_user
@@ -114,6 +114,8 @@ class Seam:
             handle.remove()
         if self._activations is not None:
             self._activations.remove()
+        if self.monitor.log is not None:
+            self.monitor.log.close()
 
     def skip_nonfinite(self) -> None:
         """Skip steps with a NaN or Inf from now on, where nothing else was asked for them."""
@@ -246,7 +248,16 @@ class Seam:
         table, out = recorder.rows()
         grad_scale = amp_scalar(optimizer, "grad_scale", batch.device)
         found_inf = self._found_inf_for(optimizer, batch.device)
-        clipper.measure(batch, table, out, grad_scale=grad_scale, found_inf=found_inf)
+        bins = clipper.measure(
+            batch,
+            table,
+            out,
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+            histogram=recorder.wants_histogram,
+        )
+        if bins is not None:
+            recorder.histogram = Histogram(bins, grad_scale)
         if grad_scale is not None and (is_looked_at or clipper.has_rest):
             recorder.unscale(table, grad_scale)
         self._probes.put_gradients(table, parameters)

@@ -62,6 +62,24 @@ class CudaError(GradstatError, RuntimeError):
     """
 
 
+class RunLogError(GradstatError):
+    """A file is no run log that can be read or written here.
+
+    The message says why: another kind of file, another version, another process that writes it, or
+    what the file system answered.
+    """
+
+
+class RunNotFoundError(RunLogError, FileNotFoundError):
+    """There is no file at the path of a run log.
+
+    The message names the path.
+    """
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class LayerNotFoundError(GradstatError, KeyError):
     """A table has no row of that name or index.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
@@ -30,6 +30,9 @@ from gradstat.clipping.clipper import Clipper
 from gradstat.diagnosis import Finding, coverage, diagnose
 from gradstat.diagnosis.evidence import Evidence
 from gradstat.errors import ArgumentValueError
+
+if TYPE_CHECKING:
+    from gradstat.runlog import RunLog
 
 
 class Monitor(Readings):
@@ -68,6 +71,9 @@ class Monitor(Readings):
         self._probes = probes
         self._observations = Observations(recorder.length)
         self._callbacks: list[Callable[[Monitor], Any]] = []
+
+        self.log: RunLog | None = None
+        """The run log, where `attach` was asked for one."""
 
     # ---- activations -----------------------------------------------------------------------------
 
@@ -234,7 +240,12 @@ class Monitor(Readings):
             self._probes.forget_after(self.step)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_callbacks": [], "_source": self._facts(), "_watched": None}
+        return self.__dict__ | {
+            "_callbacks": [],
+            "_source": self._facts(),
+            "_watched": None,
+            "log": None,
+        }
 
     def __repr__(self) -> str:
         return (

@@ -23,6 +23,7 @@ from gradstat.clipping.clipper import Clipper
 from gradstat.clipping.policy import Policy
 from gradstat.clipping.resolve import resolve
 from gradstat.errors import ArgumentTypeError, ArgumentValueError
+from gradstat.runlog import Log, RunLog
 
 OnNonfinite = Literal["skip", "raise", "zero", "propagate"]
 Clip = Policy | Sequence[Policy] | Literal["auto"] | None
@@ -56,6 +57,8 @@ def attach(
     scaler: Any = None,
     activations: bool | Mapping[str, Any] | None = None,
     diagnose: bool | int | None = None,
+    log: Log | None = None,
+    log_every: int = 10,
 ) -> OptimizerT:
     """Return the same optimizer, which from now on measures, clips and skips as asked.
 
@@ -92,6 +95,10 @@ def attach(
         diagnose: When to look for what is wrong while training. True: after 256, 512, 1024, ...
             steps. A number: every so many. False: never. By default True where all parameters are
             on the CPU: a look waits for a CUDA device. See `Monitor.on_finding`.
+        log: Where the run is kept as it trains: a path for an SQLite file, a sink, or several; see
+            docs/runlog.md. A file that holds a run is gone on with. On one rank only.
+        log_every: Recorded steps from one to the next whose layers are kept in the log; the numbers
+            of a step as a whole are kept of every step.
 
     Returns:
         ``optimizer`` itself.
@@ -107,6 +114,7 @@ def attach(
         ArgumentTypeError: An argument has the wrong type.
         ArgumentValueError: gradstat is attached already, or an argument has a value that does not
             fit.
+        RunLogError: ``log`` cannot be written, or another process writes it.
 
     Example:
         >>> optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
@@ -122,7 +130,7 @@ def attach(
             f'on_nonfinite must be "skip", "raise", "zero" or "propagate", got {on_nonfinite!r}; '
             "leave it out for the one that fits clip"
         )
-    for name, number in (("every", every), ("window", window)):
+    for name, number in (("every", every), ("window", window), ("log_every", log_every)):
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise ArgumentValueError(
                 f"{name} must be a whole number of at least 1, got {number!r}; use {name}=1 or more"
@@ -138,6 +146,27 @@ def attach(
         activations=_activation_monitor(model, activations),
         rounds=_rounds(optimizer, diagnose),
     )
+    if log is not None:
+        config = {
+            "clip": None if policy is None else repr(policy),
+            "on_nonfinite": on_nonfinite,
+            "every": every,
+            "window": window,
+            "weights": weights,
+            "updates": updates,
+            "log_every": log_every,
+        }
+        try:
+            seam.monitor.log = RunLog(
+                seam.monitor,
+                log,
+                every=log_every,
+                config=config,
+                looks_at_end=diagnose is not False,
+            )
+        except BaseException:
+            seam.remove()
+            raise
     optimizer.gradstat = seam.monitor  # type: ignore[attr-defined]
     optimizer._gradstat_seam = seam  # type: ignore[attr-defined]
     return optimizer

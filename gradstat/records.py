@@ -20,7 +20,10 @@ TableKind: TypeAlias = Literal["gradient", "weight", "update"]
 
 @dataclass(frozen=True)
 class RunStart:
-    """A run starts, or goes on after a resume."""
+    """A run starts, or goes on: after a resume, or after it went back to an earlier step.
+
+    Steps that follow take the place of those of the same number and later ones from before.
+    """
 
     run_id: str
     """Random, and the same after a resume into the same log."""
@@ -67,7 +70,7 @@ class StepRecord:
 
     is_skipped: bool
     scalars: dict[str, float] = field(default_factory=dict)
-    """Whatever else was observed since the step before, as ``val_loss``; of a tensor its mean."""
+    """The newest of each other number that was observed since the step before: ``val_loss``, ..."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,18 @@ class TableRecord:
     step: int
     kind: TableKind
     data: NDArray[np.float64]
-    """(layers, columns), in the order of the newest `LayersRecord` and of `Monitor.columns`."""
+    """(layers, columns), in the order of the newest `LayersRecord` and of `Monitor.columns`; the
+    row of a layer without a gradient is NaN."""
+
+
+@dataclass(frozen=True)
+class UpdateRatioRecord:
+    """How far one step moved every layer, as a share of the layer."""
+
+    step: int
+    ratios: NDArray[np.float64]
+    """(layers,): norm of the change over the norm before it, of a large layer those of its first
+    65,536 elements; NaN or Inf where a layer was all zero."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +129,12 @@ class ActivationRecord:
 
 
 @dataclass(frozen=True)
-class FindingRecord:
-    """A finding, when it was first told of or when it changed."""
+class DiagnosisRecord:
+    """All that a look at the run has found; what it does not hold is there no more."""
 
     step: int
-    finding: Finding
+    findings: tuple[Finding, ...]
+    """The likeliest cause first, each before its symptoms."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +146,20 @@ class ActionRecord:
 
 
 @dataclass(frozen=True)
+class DroppedRecord:
+    """More steps have found the queue full; said when the number has grown."""
+
+    dropped: int
+    """Steps of this process, so far, of which nothing was kept."""
+
+
+@dataclass(frozen=True)
 class RunEnd:
-    """The run ends in good order: the monitor was closed, or the interpreter shut down."""
+    """The run ends in good order: the optimizer went, or the interpreter shut down."""
 
     time: float
     dropped: int
-    """Records that found the queue full."""
+    """As in `DroppedRecord`."""
 
 
 Record: TypeAlias = (
@@ -144,10 +167,12 @@ Record: TypeAlias = (
     | LayersRecord
     | StepRecord
     | TableRecord
+    | UpdateRatioRecord
     | HistogramRecord
     | ActivationRecord
-    | FindingRecord
+    | DiagnosisRecord
     | ActionRecord
+    | DroppedRecord
     | RunEnd
 )
 
@@ -155,8 +180,8 @@ Record: TypeAlias = (
 class Sink(ABC):
     """Keeps the records of a run somewhere.
 
-    All methods are called on one background thread. A sink that raises an OSError or a
-    `GradstatError` is closed and said to be so once; the training goes on.
+    All methods are called on one background thread. A sink that raises is closed and said to be so
+    once; the training goes on.
     """
 
     @abstractmethod

@@ -165,7 +165,9 @@ def make_clip(nonfinite: Nonfinite, steps: Sequence[ClipStep]) -> Any:
     return _native.Clip(2, nonfinite, steps)
 
 
-def moments_and_clip(batch: Batch, table: Tensor, clip: Any) -> None:
+def moments_and_clip(
+    batch: Batch, table: Tensor, clip: Any, *, histogram: bool = False
+) -> Tensor | None:
     """Fill a table and let the clip program decide on the step, in one read of the tensors.
 
     Args:
@@ -173,17 +175,22 @@ def moments_and_clip(batch: Batch, table: Tensor, clip: Any) -> None:
         table: fp64 (size + 1, 12) on ``batch.device``, written.
         clip: From `make_clip`, with ``out`` and ``state`` (and what else the policies need) set to
             tensors on ``batch.device``.
+        histogram: Also count the magnitudes.
 
-    Synchronises only where tensors lie on several devices or on one without a kernel: the table
-    and the decision are then made on the CPU.
+    Returns:
+        The histograms as of `moments`, where asked for. Synchronises only where tensors lie on
+        several devices or on one without a kernel: the table and the decision are then made on the
+        CPU.
     """
     part = batch.parts[0]
     if len(batch.parts) == 1 and part.native:
-        _launch(part, batch.size, False, clip, table)
+        _, bins = _launch(part, batch.size, histogram, clip, table)
         _correct_sparse_rows(table, part.readable)
-        return
-    table.copy_(moments(batch)[0])
+        return bins
+    measured, bins = moments(batch, histogram=histogram)
+    table.copy_(measured)
     _native.run_clip(table, clip, batch.size)
+    return bins
 
 
 def units(

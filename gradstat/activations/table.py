@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -69,6 +69,13 @@ class ActivationTable:
     def steps(self) -> int:
         """Sampled steps that the table covers."""
         return self._steps
+
+    def copy_by(self, copy: Callable[[Tensor], Tensor]) -> None:
+        """Bring the counts to the host by this function, which need not wait for the device.
+
+        Nothing may be read of the table until the copies have arrived.
+        """
+        self._copies = {device: copy(tensor) for device, tensor in self._copies.items()}
 
     @cached_property
     def moments(self) -> StatTable:
@@ -240,13 +247,22 @@ class ActivationStats:
     def saturated_fraction(self) -> float:
         """Share of elements that are saturated; of softmax, share of positions. NaN if empty."""
         if self._entry.kind.by_position:
-            saturated, of = self.saturated_high, self._entry.positions
-        else:
-            saturated, of = (
-                self.saturated_low + self.saturated_high,
-                int(self._row[_fallback.NUMEL]),
-            )
-        return saturated / of if of else float("nan")
+            return self.high_fraction
+        numel = int(self._row[_fallback.NUMEL])
+        return (self.saturated_low + self.saturated_high) / numel if numel else float("nan")
+
+    @property
+    def low_fraction(self) -> float:
+        """Share of elements that are saturated low; NaN where there is none."""
+        numel = int(self._row[_fallback.NUMEL])
+        return self.saturated_low / numel if numel else float("nan")
+
+    @property
+    def high_fraction(self) -> float:
+        """Share of elements that are saturated high; of softmax, share of positions."""
+        by_position = self._entry.kind.by_position
+        of = self._entry.positions if by_position else int(self._row[_fallback.NUMEL])
+        return self.saturated_high / of if of else float("nan")
 
     @property
     def zero_fraction(self) -> float:

@@ -161,7 +161,8 @@ class Clipper:
         *,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
-    ) -> None:
+        histogram: bool = False,
+    ) -> Tensor | None:
         """Fill the step's table and decision in one read of the gradients.
 
         Args:
@@ -170,11 +171,15 @@ class Clipper:
             out: fp64 of ``_kernels.NUM_CLIP_OUT`` values, written.
             grad_scale: fp32 scalar that the gradients are multiplied with, under loss scaling.
             found_inf: fp32 scalar that becomes 1 where the step is to be skipped.
+            histogram: Also count the magnitudes.
+
+        Returns:
+            Where asked for, int64 (names + 1, 256), of the gradients as they are, scaled or not.
         """
         self._clip.out = out
         self._clip.grad_scale = grad_scale
         self._clip.found_inf = found_inf
-        _kernels.moments_and_clip(batch, table, self._clip)
+        return _kernels.moments_and_clip(batch, table, self._clip, histogram=histogram)
 
     def apply(self, batch: _kernels.Batch, out: Tensor, name_of: _kernels.NameOf) -> None:
         """Scale the gradients as decided. Synchronises with no device."""

@@ -289,6 +289,8 @@ class Guard:
     def _record(self, action: GuardAction) -> None:
         self.actions.append(action)
         _logger.warning("guard: %s", action)
+        if self._monitor.log is not None:
+            self._monitor.log.note_action(action)
 
     def _roll_back(self, rule: RollBack, finding: Finding) -> None:
         ring, monitor = self._ring, self._monitor
