@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gradstat._table_rows import layer_not_found
 from gradstat.columns import COLUMN_NAMES, HISTOGRAM_BINS, RAW_COLUMNS, derive, unknown_column
 from gradstat.diagnosis import Finding
 from gradstat.diagnosis.finding import Measure
@@ -25,7 +26,6 @@ from gradstat.guard import GuardAction
 from gradstat.records import TableKind
 from gradstat.runlog import schema
 from gradstat.runlog.lock import is_written
-from gradstat.table import layer_not_found
 
 Status = Literal["running", "finished", "interrupted"]
 Floats = NDArray[np.float64]
