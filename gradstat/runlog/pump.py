@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 from gradstat.errors import GradstatError
@@ -154,7 +155,8 @@ class Pump:
             )
             if sink in self._sinks:
                 self._sinks.remove(sink)
-                self._attempt(sink, sink.close)
+                with suppress(Exception):  # what is wrong with it has been said
+                    sink.close()
 
     def _tell_dropped(self) -> None:
         if not self._told_dropped:

@@ -131,10 +131,10 @@ class Run:
     @property
     def status(self) -> Status:
         """``"running"``, ``"finished"``, or ``"interrupted"`` where it has just ceased."""
-        sessions = self.sessions
-        if sessions and sessions[-1].ended is not None:
-            return "finished"
-        return "running" if is_written(self.path) else "interrupted"
+        if is_written(self.path):
+            return "running"
+        newest = self.sessions[-1:]
+        return "finished" if newest and newest[0].ended is not None else "interrupted"
 
     @property
     def dropped(self) -> int:
