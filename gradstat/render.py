@@ -99,12 +99,12 @@ def _lines(table: StatTable, width: int | None, max_rows: int | None) -> list[_L
     ]
 
     gutter = 2 if bad else 0
-    names = [_printable(row.name) for row in shown]
+    names = [printable(row.name) for row in shown]
     name_width = max(map(len, [*names, "total"]))
     columns, name_width = _fit([*shown, total], name_width, width - gutter, bad=bool(bad))
     cell_widths = [_cell_width(column, [*shown, total]) for column in columns]
 
-    labels = dict(zip((row.name for row in shown), _elide_all(names, name_width), strict=True))
+    labels = dict(zip((row.name for row in shown), elide_all(names, name_width), strict=True))
 
     def line(mark: str, label: str, cells: list[str]) -> str:
         padded = [cell.rjust(size) for cell, size in zip(cells, cell_widths, strict=True)]
@@ -171,7 +171,7 @@ def _hidden_note(table: StatTable, first: int, hidden: int) -> str:
 def _bad_note(bad: list[str]) -> str:
     if not bad:
         return ""
-    names = ", ".join(_elide(_printable(name), 40) for name in bad[:3])
+    names = ", ".join(elide(printable(name), 40) for name in bad[:3])
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
     return f"! NaN or Inf in {_plural(len(bad), 'layer')}: {names}{more}"
 
@@ -219,19 +219,21 @@ def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
+    """Return a name with a question mark for each character that is not to be printed."""
     # A line break or an escape sequence in a name must not reach the terminal.
     return "".join(character if character.isprintable() else "?" for character in name)
 
 
-def _elide(name: str, width: int, head: int | None = None) -> str:
+def elide(name: str, width: int, head: int | None = None) -> str:
+    """Return a name cut in the middle to a width."""
     if len(name) <= width:
         return name
     head = (width - 3) // 2 if head is None else head
     return f"{name[:head]}...{name[head + 3 - width :]}"
 
 
-def _elide_all(names: list[str], width: int) -> list[str]:
+def elide_all(names: list[str], width: int) -> list[str]:
     """Return the names cut to a width, at the place near the middle that tells most of them apart.
 
     "encoder.layers.11.attention.weight" differs from its neighbours in the number alone.
@@ -262,7 +264,7 @@ def _cut_all(names: list[str], width: int) -> list[str]:
     middle = (width - 3) // 2
     best: list[str] = []
     for head in sorted(range(1, width - 3), key=lambda head: abs(head - middle)):
-        labels = [_elide(name, width, head) for name in names]
+        labels = [elide(name, width, head) for name in names]
         if len(set(labels)) > len(set(best)):
             best = labels
         if len(set(best)) == len(set(names)):

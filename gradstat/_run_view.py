@@ -1,0 +1,197 @@
+"""What reports and figures ask of a run: a run log answers it, and so does a monitor."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradstat import _kernels
+from gradstat.columns import RAW_COLUMNS, derive
+from gradstat.config import get_config
+from gradstat.diagnosis import Finding
+from gradstat.errors import ArgumentValueError
+from gradstat.guard import GuardAction
+from gradstat.monitor import Monitor
+
+Steps = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class LayerView(Protocol):
+    """A watched parameter."""
+
+    @property
+    def name(self) -> str:
+        """Name in the model."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of its dimensions."""
+
+    @property
+    def numel(self) -> int:
+        """Its elements."""
+
+
+class RunView(Protocol):
+    """A run that can be looked at; `gradstat.runlog.Run` says what each part holds."""
+
+    @property
+    def path(self) -> Path | None:
+        """The run log; None of a monitor."""
+
+    @property
+    def id(self) -> str:
+        """The same after a resume; empty of a monitor."""
+
+    @property
+    def status(self) -> str:
+        """``"running"``, ``"finished"`` or ``"interrupted"``."""
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Model, optimizer, config, versions and machine."""
+
+    @property
+    def layers(self) -> list[Any]:
+        """The parameters, as `LayerView`."""
+
+    @property
+    def steps(self) -> dict[str, NDArray[Any]]:
+        """Step, time, loss, lr, total_norm, clip_coef, clip_threshold and skipped: each (s,)."""
+
+    @property
+    def scalars(self) -> dict[str, tuple[Steps, Floats]]:
+        """What else was observed, by name."""
+
+    def table(self, column: str, kind: str = "gradient") -> tuple[Steps, Floats]:
+        """Return a column's steps (s,) and values (s, layers)."""
+
+    def update_ratio(self) -> tuple[Steps, Floats] | None:
+        """Return steps (s,) and ratios (s, layers); None where they were not recorded."""
+
+    @property
+    def activations(self) -> dict[str, dict[str, NDArray[Any]]]:
+        """Counts of each site over its steps."""
+
+    def histograms(self, layer: str) -> tuple[Steps, NDArray[np.int64]]:
+        """Return steps (h,) and counts (h, 256)."""
+
+    @property
+    def findings(self) -> list[tuple[int, Finding]]:
+        """Findings with the step at which each was told."""
+
+    @property
+    def actions(self) -> list[GuardAction]:
+        """What a guard did."""
+
+    @property
+    def dropped(self) -> int:
+        """Records that were lost on their way to the log."""
+
+
+class MonitorLayer(NamedTuple):
+    """A parameter that a monitor watches."""
+
+    name: str
+    shape: tuple[int, ...]
+    numel: int
+
+
+class MonitorView:
+    """The window of a monitor as a run: what it keeps in memory, without learning rates and times.
+
+    Making it reads everything once, and synchronises with a CUDA device.
+    """
+
+    path: Path | None = None
+    id = ""
+    status = "running"
+    dropped = 0
+
+    def __init__(self, monitor: Monitor) -> None:
+        evidence = monitor.evidence()
+        shapes = {layer.name: layer.shape for layer in evidence.layers}
+        self._monitor = monitor
+        self.layers: list[Any] = [
+            MonitorLayer(name, shapes.get(name, ()), math.prod(shapes.get(name, ())))
+            for name in monitor.names
+        ]
+        self.actions: list[GuardAction] = []
+        self.findings = [
+            (found.steps[0] if found.steps else monitor.step, found) for found in monitor.diagnose()
+        ]
+        model = vars(evidence.model) if evidence.model is not None else {}
+        self.meta: dict[str, Any] = {
+            "model": {"parameters": model.get("n_parameters", "unknown")},
+            "optimizer": dict(vars(evidence.optimizer)) if evidence.optimizer is not None else {},
+            "versions": get_config().to_dict(),
+        }
+        # A loss is told before the step that it leads to, any other number after the last one.
+        curves = {name: (curve.steps, curve.values) for name, curve in evidence.curves.items()}
+        told, losses = curves.pop("loss", (np.zeros(0, np.int64), np.zeros(0)))
+        self.scalars = curves
+        self.steps = _steps(monitor, told + 1, losses)
+
+    def table(self, column: str, kind: str = "gradient") -> tuple[Steps, Floats]:
+        """Return a column's steps (s,) and values (s, layers)."""
+        windows = {"gradient": "window", "weight": "weight_window", "update": "update_window"}
+        window: Floats = getattr(self._monitor, windows[kind])
+        columns = derive(window.reshape(-1, len(RAW_COLUMNS)))
+        return self._monitor.recorded_steps, columns[column].reshape(window.shape[:2])
+
+    def update_ratio(self) -> tuple[Steps, Floats] | None:
+        """Return steps (s,) and ratios (s, layers); None where updates were not asked for."""
+        try:
+            return self._monitor.recorded_steps, self._monitor.update_ratio
+        except ArgumentValueError:
+            return None
+
+    @property
+    def activations(self) -> dict[str, dict[str, NDArray[Any]]]:
+        """Counts of each site over the window, as of one step."""
+        watched = self._monitor.activations
+        step = np.array([self._monitor.step])
+        if watched is None:
+            return {}
+        return {
+            site.name: {
+                "step": step,
+                "units": np.array([site.units]),
+                "dead_units": np.array([site.dead_units]),
+                "saturated_low": np.array([site.low_fraction]),
+                "saturated_high": np.array([site.high_fraction]),
+            }
+            for site in watched.table()
+        }
+
+    def histograms(self, layer: str) -> tuple[Steps, NDArray[np.int64]]:
+        """Return none: a monitor keeps no histograms."""
+        del layer
+        return np.zeros(0, np.int64), np.zeros((0, 256), np.int64)
+
+
+def _steps(monitor: Monitor, told: Steps, losses: Floats) -> dict[str, NDArray[Any]]:
+    recorded, decisions = monitor.recorded_steps, monitor.decisions
+    step = np.union1d(recorded, told[told <= monitor.step])
+    empty = np.full(len(step), np.nan)
+    result: dict[str, NDArray[Any]] = {"step": step, "time": empty, "lr": empty}
+    at = np.searchsorted(step, recorded)
+    columns = {
+        "total_norm": _kernels.OUT_NORM,
+        "clip_coef": _kernels.OUT_COEFFICIENT,
+        "clip_threshold": _kernels.OUT_ALLOWED,
+        "skipped": _kernels.OUT_SKIP,
+    }
+    for name, column in columns.items():
+        result[name] = empty.copy()
+        result[name][at] = decisions[:, column]
+    result["skipped"] = result["skipped"] == 1.0
+    result["loss"] = empty.copy()
+    kept = told <= monitor.step
+    result["loss"][np.searchsorted(step, told[kept])] = losses[kept]
+    return result
