@@ -53,6 +53,8 @@ from gradstat.lr_range import LrRangeResult, lr_range_test
 from gradstat.monitor import Monitor
 from gradstat.noise import NoiseScale, noise_scale
 from gradstat.optimizer import attach, detach
+from gradstat.plots import plot_clip, plot_grad_flow, plot_heatmap, plot_update_ratio
+from gradstat.report import Report, compare_runs, make_report
 from gradstat.runlog import Run, open_run
 from gradstat.stats import grad_stats, tensor_stats
 from gradstat.table import StatRow, StatTable
@@ -90,6 +92,7 @@ __all__ = [
     "NonFiniteNormError",
     "PerLayer",
     "Policy",
+    "Report",
     "RollBack",
     "Run",
     "RunLogError",
@@ -108,13 +111,19 @@ __all__ = [
     "check",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "compare_runs",
     "detach",
     "get_config",
     "get_total_norm",
     "grad_stats",
     "lr_range_test",
+    "make_report",
     "noise_scale",
     "open_run",
+    "plot_clip",
+    "plot_grad_flow",
+    "plot_heatmap",
+    "plot_update_ratio",
     "show_config",
     "tensor_stats",
 ]

@@ -3,22 +3,61 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradstat import _kernels
-from gradstat.columns import RAW_COLUMNS, derive
+from gradstat.columns import HISTOGRAM_BINS, RAW_COLUMNS, derive
 from gradstat.config import get_config
 from gradstat.diagnosis import Finding
-from gradstat.errors import ArgumentValueError
+from gradstat.errors import ArgumentTypeError, ArgumentValueError
 from gradstat.guard import GuardAction
 from gradstat.monitor import Monitor
+from gradstat.records import TableKind
+from gradstat.runlog import DatabaseSink, Run, open_run
 
 Steps = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+RunSource: TypeAlias = "str | os.PathLike[str] | Run | Monitor"
+"""A run log, open or by its path, or a monitor."""
+
+
+@contextmanager
+def viewed(source: RunSource) -> Iterator[RunView]:
+    """Give the run behind what was passed, open for as long as the context lasts.
+
+    Of a monitor that writes a run log it is that log, brought up to date. Synchronises with a CUDA
+    device for a monitor, else not.
+
+    Raises:
+        ArgumentTypeError: It is nothing of these.
+        RunLogError: The file is no run log.
+    """
+    if isinstance(source, Monitor):
+        log = source.log
+        paths = [sink.path for sink in log.sinks if isinstance(sink, DatabaseSink)] if log else []
+        if log is None or not paths:
+            yield MonitorView(source)
+            return
+        log.flush()
+        source = paths[0]
+    if isinstance(source, str | os.PathLike):
+        with open_run(source) as run:
+            yield run
+    elif isinstance(source, Run):
+        yield source
+    else:
+        raise ArgumentTypeError(
+            f"source must be a run log, its path or a monitor, got {type(source).__name__}; pass "
+            'for example "runs/first.db" or optimizer.gradstat'
+        )
 
 
 class LayerView(Protocol):
@@ -68,8 +107,10 @@ class RunView(Protocol):
     def scalars(self) -> dict[str, tuple[Steps, Floats]]:
         """What else was observed, by name."""
 
-    def table(self, column: str, kind: str = "gradient") -> tuple[Steps, Floats]:
-        """Return a column's steps (s,) and values (s, layers)."""
+    def tables(
+        self, columns: Sequence[str], kind: TableKind = "gradient"
+    ) -> tuple[Steps, dict[str, Floats]]:
+        """Return steps (s,) and, for each column, values (s, layers)."""
 
     def update_ratio(self) -> tuple[Steps, Floats] | None:
         """Return steps (s,) and ratios (s, layers); None where they were not recorded."""
@@ -78,8 +119,12 @@ class RunView(Protocol):
     def activations(self) -> dict[str, dict[str, NDArray[Any]]]:
         """Counts of each site over its steps."""
 
-    def histograms(self, layer: str) -> tuple[Steps, NDArray[np.int64]]:
-        """Return steps (h,) and counts (h, 256)."""
+    @property
+    def histogram_steps(self) -> Steps:
+        """Steps with histograms."""
+
+    def histogram_table(self, step: int) -> NDArray[np.int64]:
+        """Return those of all layers at a step, (layers, 256)."""
 
     @property
     def findings(self) -> list[tuple[int, Finding]]:
@@ -137,12 +182,15 @@ class MonitorView:
         self.scalars = curves
         self.steps = _steps(monitor, told + 1, losses)
 
-    def table(self, column: str, kind: str = "gradient") -> tuple[Steps, Floats]:
-        """Return a column's steps (s,) and values (s, layers)."""
+    def tables(
+        self, columns: Sequence[str], kind: TableKind = "gradient"
+    ) -> tuple[Steps, dict[str, Floats]]:
+        """Return steps (s,) and, for each column, values (s, layers)."""
         windows = {"gradient": "window", "weight": "weight_window", "update": "update_window"}
         window: Floats = getattr(self._monitor, windows[kind])
-        columns = derive(window.reshape(-1, len(RAW_COLUMNS)))
-        return self._monitor.recorded_steps, columns[column].reshape(window.shape[:2])
+        derived = derive(window.reshape(-1, len(RAW_COLUMNS)))
+        found = {name: derived[name].reshape(window.shape[:2]) for name in columns}
+        return self._monitor.recorded_steps, found
 
     def update_ratio(self) -> tuple[Steps, Floats] | None:
         """Return steps (s,) and ratios (s, layers); None where updates were not asked for."""
@@ -169,10 +217,15 @@ class MonitorView:
             for site in watched.table()
         }
 
-    def histograms(self, layer: str) -> tuple[Steps, NDArray[np.int64]]:
-        """Return none: a monitor keeps no histograms."""
-        del layer
-        return np.zeros(0, np.int64), np.zeros((0, 256), np.int64)
+    @property
+    def histogram_steps(self) -> Steps:
+        """None: a monitor keeps no histograms."""
+        return np.zeros(0, np.int64)
+
+    def histogram_table(self, step: int) -> NDArray[np.int64]:
+        """Return zeros."""
+        del step
+        return np.zeros((len(self.layers), HISTOGRAM_BINS), np.int64)
 
 
 def _steps(monitor: Monitor, told: Steps, losses: Floats) -> dict[str, NDArray[Any]]:

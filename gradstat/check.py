@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradstat._html import html_table
 from gradstat._inspections.loss import initial_loss, targets
 from gradstat._inspections.one_batch import overfit
 from gradstat._inspections.parameters import gradients, symmetry
@@ -55,6 +56,15 @@ class CheckReport:
             "measures": [dict(vars(measure)) for measure in self.measures],
             "not_judged": dict(self.not_judged),
         }
+
+    def _repr_html_(self) -> str:
+        measures = [(m.name, f"{m.value:.3g} {m.unit}".rstrip()) for m in self.measures]
+        return "".join(
+            [
+                *(finding._repr_html_() for finding in self.findings),
+                html_table(("measured", "value"), measures),
+            ]
+        )
 
     def __str__(self) -> str:
         n_serious = sum(finding.severity != "info" for finding in self.findings)

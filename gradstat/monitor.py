@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from gradstat.diagnosis.evidence import Evidence
 from gradstat.errors import ArgumentValueError
 
 if TYPE_CHECKING:
+    from gradstat.report import Report
     from gradstat.runlog import RunLog
 
 
@@ -201,6 +203,19 @@ class Monitor(Readings):
         Synchronises with a CUDA device.
         """
         return coverage(self.evidence())
+
+    def report(self) -> Report:
+        """Return the run so far as one HTML page: of its run log, else of the window in memory.
+
+        ``monitor.report().save("run.html")`` writes it; a notebook shows it. Synchronises with a
+        CUDA device.
+
+        Raises:
+            MissingPackageError: jinja2 or plotly is not installed, once the page is asked for.
+        """
+        # The report stands above all that it shows; only a caller's wish leads up there.
+        report: Report = importlib.import_module("gradstat.report").make_report(self)
+        return report
 
     def on_finding(self, callback: Callable[[Finding], Any]) -> Callable[[Finding], Any]:
         """Call ``callback(finding)`` for each cause that is found while training, once for a code.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gradstat._html import html_table
 from gradstat.errors import ArgumentValueError, import_optional
 
 if TYPE_CHECKING:
@@ -66,6 +67,20 @@ def rich_text(table: StatTable, *, width: int | None = None, max_rows: int | Non
         MissingPackageError: rich is not installed.
     """
     return _as_rich_text(_lines(table, width, max_rows))
+
+
+def render_html(table: StatTable, max_rows: int) -> str:
+    """Return the table as HTML, of at most so many layers; a notebook shows it."""
+    first, last = _visible(len(table), max_rows)
+    shown = [table[index] for index in (*range(first), *range(len(table) - last, len(table)))]
+    rows = [
+        (printable(row.name), *(column.text(row) if row.has_grad else "" for column in _COLUMNS))
+        for row in (*shown, table.total)
+    ]
+    if hidden := len(table) - len(shown):
+        rows.insert(first, (_hidden_note(table, first, hidden), *("" for _ in _COLUMNS)))
+    header = ("layer", *(column.title for column in _COLUMNS))
+    return html_table(header, rows, _summary(table))
 
 
 def terminal_has_colours() -> bool:

@@ -211,6 +211,9 @@ class StatTable(TableRows):
             parts.append(f"{missing} missing")
         return f"StatTable({', '.join(parts)}, total_norm={self.total_norm:.4g})"
 
+    def _repr_html_(self) -> str:
+        return render.render_html(self, _MAX_PRINTED_ROWS)
+
     def __rich_console__(self, _console: Any, options: Any) -> Iterator[Any]:
         yield render.rich_text(self, width=options.max_width)
 

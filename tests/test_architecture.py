@@ -111,7 +111,7 @@ def test_public_functions_say_whether_they_synchronise():
 # Lowest first. A module imports from lower layers alone: neither from above nor from beside.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_native",),
-    ("_stack", "errors"),
+    ("_html", "_stack", "errors"),
     ("_units",),
     (
         "_fallback",
@@ -141,6 +141,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("wrapper",),
     ("_inspections", "lr_range", "noise"),
     ("check",),
+    ("_run_view",),
     ("overhead", "plots", "report"),
     ("__init__",),
     ("demo", "show"),

@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradstat import _fallback
+from gradstat._html import html_table
 from gradstat._table_rows import layer_not_found
 from gradstat._units import UnitCounts
 from gradstat.activations.kinds import Kind
 from gradstat.errors import ArgumentTypeError, LayerNotFoundError
 from gradstat.table import StatRow, StatTable
+
+_HEADER = ("site", "units", "dead", "low", "high", "zeros", "mean", "std")
 
 
 @dataclass(frozen=True)
@@ -133,9 +136,11 @@ class ActivationTable:
             )
         return ActivationStats(self, place % len(self))
 
+    def _repr_html_(self) -> str:
+        return html_table(_HEADER, map(_cells, self), f"over {self._steps} sampled steps")
+
     def __str__(self) -> str:
-        header = ("site", "units", "dead", "low", "high", "zeros", "mean", "std")
-        lines = [header, *(_cells(row) for row in self)]
+        lines = [_HEADER, *(_cells(row) for row in self)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = [
             "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])

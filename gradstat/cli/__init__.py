@@ -11,11 +11,17 @@ import sys
 from collections.abc import Sequence
 
 from gradstat import __version__
-from gradstat.cli import config, demo
+from gradstat.cli import compare, config, demo, plot, report
 from gradstat.cli.command import Command
 from gradstat.errors import GradstatError
 
-COMMANDS: tuple[Command, ...] = (demo.COMMAND, config.COMMAND)
+COMMANDS: tuple[Command, ...] = (
+    demo.COMMAND,
+    report.COMMAND,
+    compare.COMMAND,
+    plot.COMMAND,
+    config.COMMAND,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from html import escape
 from typing import Any, Literal
 
 Severity = Literal["info", "warning", "error"]
@@ -69,6 +70,16 @@ class Finding:
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
         plain["evidence"] = [vars(measure) for measure in self.evidence]
         return {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()}
+
+    def _repr_html_(self) -> str:
+        head = f"<b>{escape(self.code)}</b> ({self.severity}, confidence {self.confidence:.2f})"
+        parts = [f"<details><summary>{head}: {escape(self.explanation)}</summary>"]
+        actions = "".join(f"<li>{escape(action)}</li>" for action in self.remedy)
+        parts.append(f"<ol>{actions}</ol>")
+        seen = [*map(str, self.evidence), *self.layers, self.source]
+        parts += [f"<div>{escape(text)}</div>" for text in seen if text]
+        parts.append("</details>")
+        return "".join(parts)
 
     def __str__(self) -> str:
         indent = "  " if self.caused_by else ""

@@ -28,7 +28,7 @@ from gradstat.report.run_report import NO_STEP, NOTHING_FOUND
 from gradstat.report.saved import Report
 from gradstat.report.sections import Section
 from gradstat.report.summary import Summary, Told, findings_of, flat, summarise
-from gradstat.report.text import course, duration, listed, number, percent, plural
+from gradstat.report.text import course, duration, listed, number, percent, plain, plural
 
 _LETTERS = ("A", "B")
 _COLOURS = ("--blue", "--orange")
@@ -98,7 +98,7 @@ def _side(run: RunView, letter: str, color: str) -> _Side:
         findings_of(run),
         steps,
         [layer.name for layer in run.layers],
-        run.table("rms")[1],
+        run.tables(("rms",))[1]["rms"],
         run.update_ratio(),
         dict(_flattened("", run.meta)),
     )
@@ -135,14 +135,16 @@ def _flattened(prefix: str, given: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _differences(a: dict[str, str], b: dict[str, str]) -> list[tuple[str, str, str]]:
     names = dict.fromkeys([*a, *b])
-    return [(name, a.get(name, "–"), b.get(name, "–")) for name in names if a.get(name) != b.get(name)]
+    return [
+        (name, a.get(name, "-"), b.get(name, "-")) for name in names if a.get(name) != b.get(name)
+    ]
 
 
 def _losses(sides: tuple[_Side, ...]) -> Section:
     told = [side for side in sides if np.isfinite(side.steps["loss"]).any()]
     traces: list[Trace] = []
     for side in told:
-        traces += loss_lines(side.label, side.steps["step"], side.steps["loss"], side.color)
+        traces += loss_lines(plain(side.label), side.steps["step"], side.steps["loss"], side.color)
     layout = {
         "xaxis": step_axis(*(side.steps["step"] for side in sides)),
         "yaxis": value_axis("loss", *(side.steps["loss"] for side in told)),
@@ -162,12 +164,12 @@ def _norms(sides: tuple[_Side, ...]) -> Section:
     for side in told:
         step, norm, threshold = (side.steps[k] for k in ("step", "total_norm", "clip_threshold"))
         keep = kept_points(norm)
-        traces.append(line(side.label, step[keep], norm[keep], side.color, width=1.2))
+        traces.append(line(plain(side.label), step[keep], norm[keep], side.color, width=1.2))
         if np.isfinite(threshold).any():
             keep = kept_points(threshold)
             dashed = {"line": {"color": side.color, "dash": "dash", "shape": "hv", "width": 1.6}}
             name = f"{side.label[:1]}: clip threshold"
-            traces.append(line(name, step[keep], threshold[keep], side.color, **dashed))
+            traces.append(line(name, step[keep], threshold[keep], side.color) | dashed)
     layout = {
         "xaxis": step_axis(*(side.steps["step"] for side in sides)),
         "yaxis": value_axis("total norm", *(side.steps["total_norm"] for side in told)),
@@ -193,9 +195,13 @@ def _flows(sides: tuple[_Side, ...], names: list[str]) -> Section:
         middle = np.full(len(names), np.nan)
         newest = side.rms[-max(len(side.rms) // 5, 1) :]
         middle[[place[name] for name in side.names]] = median_of(newest)
-        traces.append(dots(side.label, middle, np.isfinite(middle), side.color, symbol, 7))
+        traces.append(dots(plain(side.label), middle, np.isfinite(middle), side.color, symbol, 7))
     layout = {
-        "xaxis": {"title": {"text": "rms of the gradient"}, "type": "log", "exponentformat": "power"},
+        "xaxis": {
+            "title": {"text": "rms of the gradient"},
+            "type": "log",
+            "exponentformat": "power",
+        },
         "yaxis": layer_axis(len(names)),
         "hovermode": "closest",
     }
@@ -207,7 +213,9 @@ def _flows(sides: tuple[_Side, ...], names: list[str]) -> Section:
             reading.append(
                 f"Only {side.label[:1]} has {plural(len(only), 'layer')}: {listed(only)}."
             )
-    figure = Figure("flow", "Gradient of each layer in both", traces, layout, layer_height(len(names)))
+    figure = Figure(
+        "flow", "Gradient of each layer in both", traces, layout, layer_height(len(names))
+    )
     about = (
         "Median rms of each layer's gradient over the newest fifth of the recorded steps, the "
         "first layer of the model on top."
@@ -230,7 +238,9 @@ def _updates(sides: tuple[_Side, ...]) -> Section:
         if known.any():
             middle = np.nanmedian(logs[known], axis=1)
             keep = kept_points(middle)
-            traces.append(line(side.label, steps[known][keep], middle[keep], side.color, width=2.0))
+            traces.append(
+                line(plain(side.label), steps[known][keep], middle[keep], side.color, width=2.0)
+            )
             seen.append(steps)
     layout = {
         "xaxis": step_axis(*seen),
@@ -240,9 +250,9 @@ def _updates(sides: tuple[_Side, ...]) -> Section:
     label = "Update-to-weight ratio of the median layer in both runs"
     figure = Figure("updates", label, traces, layout, 340)
     about = "The median layer; about 1e-3, the dashed line at -3, is usual (Karpathy, cs231n)."
-    missing = "" if traces else "Updates were recorded in neither run. This records them:"
+    missing = "" if traces else "Updates were recorded in neither run. A run log holds them:"
     figures = (figure,) if traces else ()
-    command = "gradstat.attach(optimizer, model, updates=True, log=...)"
+    command = "gradstat.attach(optimizer, model, log=...)"
     title = "Update-to-weight ratio"
     return Section("updates", title, "Updates", about, (), figures, missing, command)
 

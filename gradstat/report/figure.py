@@ -35,7 +35,13 @@ class Figure:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what page.js draws it from."""
-        return {"id": self.id, "height": self.height, "data": self.data, "layout": self.layout, **self.extra}
+        return {
+            "id": self.id,
+            "height": self.height,
+            "data": self.data,
+            "layout": self.layout,
+            **self.extra,
+        }
 
 
 def line(
@@ -45,7 +51,6 @@ def line(
     color: str,
     *,
     width: float = 1.6,
-    **more: Any,
 ) -> Trace:
     """Return a line over steps."""
     return {
@@ -56,12 +61,11 @@ def line(
         "y": packed(values),
         "line": {"color": color, "width": width},
         "hovertemplate": "%{y:.4~g}",
-        **more,
     }
 
 
 def value_axis(title: str, *values: NDArray[Any]) -> dict[str, Any]:
-    """Return an axis for positive values: in powers of ten where they span more than a factor 30."""
+    """Return an axis of values, in powers of ten where those above 0 span a factor of 30."""
     axis: dict[str, Any] = {"title": {"text": title}}
     positive = [array[np.isfinite(array) & (array > 0)] for array in values]
     seen = np.concatenate(positive) if positive else np.zeros(0)
@@ -94,5 +98,10 @@ def step_axis(*steps: NDArray[np.int64], **more: Any) -> dict[str, Any]:
     ends = (int(seen.min()), int(seen.max())) if seen.size else (0, 1)
     margin = max(0.01 * (ends[1] - ends[0]), 0.5)
     spread = [ends[0] - margin, ends[1] + margin]
-    return {"title": {"text": "step"}, "tickformat": ",d", "range": spread, "zeroline": False, **more}
-
+    return {
+        "title": {"text": "step"},
+        "tickformat": ",d",
+        "range": spread,
+        "zeroline": False,
+        **more,
+    }

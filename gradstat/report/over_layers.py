@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,13 +101,19 @@ def histogram_figure(names: Sequence[str], first: Floats, last: Floats) -> Figur
         first: (layers, 256), counts by binary exponent when they were first recorded.
         last: As ``first``, the newest.
     """
-    shares = [counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0) for counts in (first, last)]
+    shares = [
+        counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0) for counts in (first, last)
+    ]
     used = np.flatnonzero((shares[0] + shares[1]).sum(axis=0))
     low, high = (int(used[0]), int(used[-1]) + 1) if used.size else (126, 128)
     both = np.stack(shares, axis=1)[..., low:high]
     layout = {
         "xaxis": {"title": {"text": "log2 of magnitude"}, "showgrid": False},
-        "yaxis": {"title": {"text": "share of elements"}, "tickformat": ".0%", "rangemode": "tozero"},
+        "yaxis": {
+            "title": {"text": "share of elements"},
+            "tickformat": ".0%",
+            "rangemode": "tozero",
+        },
         "bargap": 0.05,
     }
     extra = {
@@ -133,7 +138,12 @@ def dots(
         "name": name,
         "x": packed(values[places], "float64"),
         "y": packed(places, "int32"),
-        "marker": {"color": color, "symbol": symbol, "size": size, "line": {"width": 1.5, "color": color}},
+        "marker": {
+            "color": color,
+            "symbol": symbol,
+            "size": size,
+            "line": {"width": 1.5, "color": color},
+        },
         "named": True,
     }
 

@@ -28,7 +28,7 @@ def loss_figure(steps: dict[str, NDArray[Any]], scalars: dict[str, Any]) -> Figu
         keep = kept_points(values)
         color = COLOURS[place % len(COLOURS)]
         marked = {"mode": "lines+markers", "marker": {"size": 5, "color": color}}
-        traces.append(line(plain(name), at[keep], values[keep], color, **marked))
+        traces.append(line(plain(name), at[keep], values[keep], color) | marked)
     if not traces:
         return None
     layout: dict[str, Any] = {
@@ -40,7 +40,7 @@ def loss_figure(steps: dict[str, NDArray[Any]], scalars: dict[str, Any]) -> Figu
     finite = lr[np.isfinite(lr)]
     if finite.size and finite.min() != finite.max():
         keep = kept_points(lr)
-        traces.append(line("learning rate", step[keep], lr[keep], "--grey", yaxis="y2"))
+        traces.append(line("learning rate", step[keep], lr[keep], "--grey") | {"yaxis": "y2"})
         layout["yaxis"] |= {"domain": [0.32, 1.0]}
         layout["yaxis2"] = {
             "domain": [0.0, 0.2],
@@ -63,8 +63,8 @@ def loss_lines(name: str, step: NDArray[Any], loss: NDArray[Any], color: str) ->
     fewer = np.unique(np.linspace(0, len(loss) - 1, 600).astype(int))
     hidden = {"showlegend": False, "opacity": 0.5, "legendgroup": name}
     return [
-        line(f"{name}, each step", step[keep], loss[keep], color, width=1.0, **hidden),
-        line(name, step[fewer], mean[fewer], color, width=2.2, legendgroup=name),
+        line(f"{name}, each step", step[keep], loss[keep], color, width=1.0) | hidden,
+        line(name, step[fewer], mean[fewer], color, width=2.2) | {"legendgroup": name},
     ]
 
 
@@ -79,7 +79,7 @@ def norm_figure(steps: dict[str, NDArray[Any]]) -> Figure | None:
     if np.isfinite(threshold).any():
         at = kept_points(threshold)
         dashed = {"line": {"color": "--orange", "width": 1.8, "dash": "dash", "shape": "hv"}}
-        traces.append(line("clip threshold", step[at], threshold[at], "--orange", **dashed))
+        traces.append(line("clip threshold", step[at], threshold[at], "--orange") | dashed)
     clipped = is_clipped(steps)
     if clipped.any():
         traces.append(_marks("clipped", kept_steps(step[clipped]), 1, "--orange"))
@@ -124,7 +124,15 @@ def activation_figures(sites: dict[str, Any], shown: int = 7) -> list[Figure]:
             )
         axis = {"title": {"text": title}, "tickformat": ".0%", "rangemode": "tozero"}
         label = f"Share of {title} over steps"
-        figures.append(Figure(key, label, traces, {"xaxis": step_axis(*(site["step"] for site in sites.values())), "yaxis": axis}, 340))
+        figures.append(
+            Figure(
+                key,
+                label,
+                traces,
+                {"xaxis": step_axis(*(site["step"] for site in sites.values())), "yaxis": axis},
+                340,
+            )
+        )
     return figures
 
 
@@ -146,7 +154,7 @@ def update_course(steps: NDArray[Any], ratio: NDArray[np.float64]) -> Figure:
     invisible = {"line": {"width": 0, "color": "--blue"}, "showlegend": False}
     fill = {"fill": "tonexty", "fillcolor": "--band", "name": "middle 80 % of the layers"}
     traces = [
-        line("10 % of the layers below", steps[keep], low[keep], "--blue", **invisible),
+        line("10 % of the layers below", steps[keep], low[keep], "--blue") | invisible,
         line("90 % of the layers below", steps[keep], high[keep], "--blue")
         | invisible
         | fill

@@ -42,7 +42,7 @@ def fill(template: str, names: Sequence[str], figures: Iterable[Figure], **value
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "facts": lambda given: ", ".join(f"{key} {value}" for key, value in given.items()) or "–",
+        "facts": lambda given: ", ".join(f"{key} {value}" for key, value in given.items()) or "-",
         "number": number,
         "short": short,
         "words": lambda code: code.replace("-", " ").capitalize(),

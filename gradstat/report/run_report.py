@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 
 from gradstat._run_view import RunView
-from gradstat.report import sections
+from gradstat.report import layer_sections, sections
 from gradstat.report.page import fill
 from gradstat.report.saved import Report
 from gradstat.report.sections import Section
-from gradstat.report.summary import Summary, flat, findings_of, summarise
+from gradstat.report.summary import Summary, findings_of, flat, summarise
 from gradstat.report.text import duration, moment, number, percent, plural
 
 NOTHING_FOUND = (
-    "Nothing was found wrong. What was not observed could not be judged: monitor.coverage() lists it."
+    "Nothing was found wrong. What was not observed could not be judged: monitor.coverage() lists "
+    "it."
 )
 NO_STEP = "No step was recorded, so there is nothing to judge."
 
@@ -38,17 +39,17 @@ def report_of(run: RunView) -> Report:
     steps, scalars = run.steps, run.scalars
     summary = summarise(run, steps)
     findings = findings_of(run)
-    tables = sections.read_tables(run)
+    tables = layer_sections.read_tables(run)
     updates = run.update_ratio()
     update_steps, ratio = updates if updates is not None else (tables.steps[:0], None)
     made = [
         sections.training(steps, scalars),
         sections.clipping(steps),
-        sections.flow(run, tables, ratio),
-        sections.heat(tables),
-        sections.updates(update_steps, ratio),
+        layer_sections.flow(run, tables, ratio),
+        layer_sections.heat(tables),
+        layer_sections.updates(update_steps, ratio),
         sections.activations(run.activations),
-        sections.histograms(run, [name for told in findings for name in told.finding.layers]),
+        layer_sections.histograms(run, [name for told in findings for name in told.finding.layers]),
     ]
     build = partial(
         fill,
@@ -67,7 +68,9 @@ def report_of(run: RunView) -> Report:
     )
     values = {"summary": summary.to_dict(), "findings": flat(findings)}
     lines = [f"{summary.name}: {summary.status}"]
-    lines += [f"{n.name}: {n.value}" + (f" ({n.note})" if n.note else "") for n in _key_numbers(summary)]
+    lines += [
+        f"{n.name}: {n.value}" + (f" ({n.note})" if n.note else "") for n in _key_numbers(summary)
+    ]
     lines += [str(told.finding) for root in findings for told in (root, *root.symptoms)]
     return Report(build, values, "\n".join(lines), [run.path])
 
@@ -87,13 +90,13 @@ def _key_numbers(summary: Summary) -> list[KeyNumber]:
         KeyNumber("Steps", f"{summary.steps:,}"),
         KeyNumber(
             "Final loss",
-            number(summary.final_loss) if is_known else "–",
+            number(summary.final_loss) if is_known else "-",
             lowest,
             "bad" if broken else "",
         ),
         KeyNumber("Total norm", number(summary.final_norm), "at the last step")
         if summary.steps
-        else KeyNumber("Total norm", "–"),
+        else KeyNumber("Total norm", "-"),
         KeyNumber("Clip rate", percent(summary.clip_rate), "of the measured steps"),
         KeyNumber(
             "Skipped steps",
@@ -101,9 +104,7 @@ def _key_numbers(summary: Summary) -> list[KeyNumber]:
             percent(summary.skipped / summary.steps) if summary.skipped and summary.steps else "",
             "warn" if summary.skipped else "",
         ),
-        KeyNumber(
-            "Dropped records", f"{summary.dropped:,}", "", "warn" if summary.dropped else ""
-        ),
+        KeyNumber("Dropped records", f"{summary.dropped:,}", "", "warn" if summary.dropped else ""),
         KeyNumber("Layers", f"{summary.layers:,}", f"{plural(summary.parameters, 'element')}"),
     ]
 
@@ -127,4 +128,3 @@ def _text(value: Any) -> str:
 def _links(made: list[Section]) -> list[tuple[str, str]]:
     inner = [(section.id, section.link) for section in made]
     return [("findings", "Findings"), *inner, ("setup", "Set-up")]
-

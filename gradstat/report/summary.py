@@ -136,4 +136,3 @@ def _cause(finding: Finding, newest: dict[str, Finding]) -> str | None:
 def _gravity(told: Told) -> tuple[int, float, int]:
     finding = told.finding
     return -SEVERITIES.index(finding.severity), -finding.confidence, told.step
-

@@ -31,7 +31,7 @@ def number(value: float | None) -> str:
 def percent(share: float) -> str:
     """Return a share with one decimal; 0 % and 100 % only where that is exact."""
     if math.isnan(share):
-        return "–"
+        return "-"
     if share in (0.0, 1.0):
         return f"{share:.0%}"
     return f"{min(max(share, 0.001), 0.999):.1%}"
@@ -52,7 +52,7 @@ def moment(seconds: float) -> str:
 def duration(seconds: float) -> str:
     """Return seconds in two units."""
     if not math.isfinite(seconds):
-        return "–"
+        return "-"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

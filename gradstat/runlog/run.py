@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -206,20 +207,29 @@ class Run:
         Raises:
             ArgumentValueError: There is no such column or kind.
         """
-        if column not in COLUMN_NAMES:
-            raise unknown_column(column)
+        steps, found = self.tables((column,), kind)
+        return steps, found[column]
+
+    def tables(
+        self, columns: Sequence[str], kind: TableKind = "gradient"
+    ) -> tuple[Integers, dict[str, Floats]]:
+        """Return several columns, by name, at the price of one; see `table`."""
+        for column in columns:
+            if column not in COLUMN_NAMES:
+                raise unknown_column(column)
         if kind not in schema.TABLE_OF:
             raise ArgumentValueError(
                 f'kind must be "gradient", "weight" or "update", got {kind!r}; leave it out for '
                 "gradients"
             )
-        if column in _RAW_NAMES:
-            steps, values = self._layer_values(schema.TABLE_OF[kind], (column,))
-            return steps, values[..., 0]
+        if set(columns) <= set(_RAW_NAMES):
+            steps, values = self._layer_values(schema.TABLE_OF[kind], tuple(columns))
+            return steps, {name: values[..., place] for place, name in enumerate(columns)}
         steps, values = self._layer_values(schema.TABLE_OF[kind], _RAW_NAMES)
-        derived = derive(values.reshape(-1, len(_RAW_NAMES)))[column]
-        derived[np.isnan(values[..., 0]).ravel()] = np.nan
-        return steps, derived.reshape(values.shape[:2])
+        derived = derive(values.reshape(-1, len(_RAW_NAMES)))
+        missing = np.isnan(values[..., 0])
+        shaped = {name: derived[name].reshape(values.shape[:2]) for name in columns}
+        return steps, {name: np.where(missing, np.nan, of) for name, of in shaped.items()}
 
     def update_ratio(self) -> tuple[Integers, Floats] | None:
         """Return steps (s,) and, for each layer, norm of the step's change over norm: (s, layers).
@@ -251,6 +261,26 @@ class Run:
             found = json.loads(text)
             counts[place, first : first + len(found)] = found
         return np.array([row[0] for row in rows], np.int64), counts
+
+    @property
+    def histogram_steps(self) -> Integers:
+        """Steps with histograms, ascending: (h,)."""
+        rows = self._array(
+            f"SELECT DISTINCT histograms.step FROM {schema.visible('histograms')} ORDER BY 1", 1
+        )
+        return rows[:, 0].astype(np.int64)
+
+    def histogram_table(self, step: int) -> Integers:
+        """Return the histograms of all layers at one of `histogram_steps`: (layers, 256)."""
+        place = {name: index for index, name in enumerate(self.names)}
+        counts = np.zeros((len(place), HISTOGRAM_BINS), np.int64)
+        for name, first, text in self._rows(
+            "SELECT name, first_bin, counts FROM run_histograms WHERE step = ?", int(step)
+        ):
+            if name in place:
+                found = json.loads(text)
+                counts[place[name], first : first + len(found)] = found
+        return counts
 
     def _layer_values(self, table: str, columns: tuple[str, ...]) -> tuple[Integers, Floats]:
         """Return steps (s,) and values (s, layers, columns)."""
@@ -348,15 +378,21 @@ class Run:
         try:
             return self._connection.execute(query, arguments).fetchall()
         except sqlite3.Error as error:
-            raise RunLogError(
-                f"{self.path} must be readable, got: {error}; open it again, or look whether the "
-                "disk is full"
-            ) from error
+            raise self._unreadable(error) from error
 
     def _array(self, query: str, n_columns: int, *arguments: Any) -> Floats:
         """Return rows of numbers; NULL is NaN."""
-        rows = self._rows(query, *arguments)
-        return np.array(rows, np.float64).reshape(-1, n_columns)
+        try:
+            rows = self._connection.execute(query, arguments)
+            return np.fromiter(rows, np.dtype((np.float64, n_columns)))
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: sqlite3.Error) -> RunLogError:
+        return RunLogError(
+            f"{self.path} must be readable, got: {error}; open it again, or look whether the disk "
+            "is full"
+        )
 
     def __repr__(self) -> str:
         last = self._rows("SELECT count(*), max(step) FROM run_steps")[0]
