@@ -1,6 +1,7 @@
 """The command line. A command is a module here, and one entry of COMMANDS.
 
-Exit codes: 0 done, 1 failed (one line on stderr says why), 2 called wrongly, 130 interrupted.
+Exit codes: 0 done, 1 failed (one line on stderr says why), 2 called wrongly, 3 done but what was
+looked at is not well (``show --fail-on``, ``watch`` of a run that broke off), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import sys
 from collections.abc import Sequence
 
 from gradstat import __version__
-from gradstat.cli import compare, config, demo, plot, report
+from gradstat.cli import compare, config, demo, plot, report, show, watch
 from gradstat.cli.command import Command
 from gradstat.errors import GradstatError
 
 COMMANDS: tuple[Command, ...] = (
     demo.COMMAND,
+    show.COMMAND,
+    watch.COMMAND,
     report.COMMAND,
     compare.COMMAND,
     plot.COMMAND,
@@ -36,18 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 2
     command: Command = arguments.command
     try:
-        command.run(arguments)
+        code = command.run(arguments) or 0
         sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # `gradstat config | head -1` is no failure; keep the interpreter's last flush silent.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (GradstatError, OSError, ValueError) as error:
         message = " ".join(str(error).split())
         print(f"gradstat {command.name}: error: {message}", file=sys.stderr)
         return 1
-    return 0
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:

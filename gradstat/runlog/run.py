@@ -192,13 +192,16 @@ class Run:
 
     # ---- layers ----------------------------------------------------------------------------------
 
-    def table(self, column: str, kind: TableKind = "gradient") -> tuple[Integers, Floats]:
+    def table(
+        self, column: str, kind: TableKind = "gradient", *, since: int = 0
+    ) -> tuple[Integers, Floats]:
         """Return one column of the statistics of every layer at the steps that were kept.
 
         Args:
             column: Any of docs/statistics.md: ``"l2"``, ``"rms"``, ``"zero_fraction"``, ...
             kind: ``"gradient"``, ``"weight"`` or ``"update"``; the last two are there where
                 `attach` was asked for them.
+            since: First step that is wanted.
 
         Returns:
             Steps (s,) and values (s, layers), in the order of `names`; NaN where a layer had no
@@ -207,11 +210,11 @@ class Run:
         Raises:
             ArgumentValueError: There is no such column or kind.
         """
-        steps, found = self.tables((column,), kind)
+        steps, found = self.tables((column,), kind, since=since)
         return steps, found[column]
 
     def tables(
-        self, columns: Sequence[str], kind: TableKind = "gradient"
+        self, columns: Sequence[str], kind: TableKind = "gradient", *, since: int = 0
     ) -> tuple[Integers, dict[str, Floats]]:
         """Return several columns, by name, at the price of one; see `table`."""
         for column in columns:
@@ -223,21 +226,21 @@ class Run:
                 "gradients"
             )
         if set(columns) <= set(_RAW_NAMES):
-            steps, values = self._layer_values(schema.TABLE_OF[kind], tuple(columns))
+            steps, values = self._layer_values(schema.TABLE_OF[kind], tuple(columns), since)
             return steps, {name: values[..., place] for place, name in enumerate(columns)}
-        steps, values = self._layer_values(schema.TABLE_OF[kind], _RAW_NAMES)
+        steps, values = self._layer_values(schema.TABLE_OF[kind], _RAW_NAMES, since)
         derived = derive(values.reshape(-1, len(_RAW_NAMES)))
         missing = np.isnan(values[..., 0])
         shaped = {name: derived[name].reshape(values.shape[:2]) for name in columns}
         return steps, {name: np.where(missing, np.nan, of) for name, of in shaped.items()}
 
-    def update_ratio(self) -> tuple[Integers, Floats] | None:
+    def update_ratio(self, *, since: int = 0) -> tuple[Integers, Floats] | None:
         """Return steps (s,) and, for each layer, norm of the step's change over norm: (s, layers).
 
         Of layers with more than 65,536 elements it is that of the first so many, unless `attach`
         was asked for ``updates``. None where none was kept.
         """
-        steps, values = self._layer_values("update_ratios", ("ratio",))
+        steps, values = self._layer_values("update_ratios", ("ratio",), since)
         return (steps, values[..., 0]) if steps.size else None
 
     def histograms(self, layer: str) -> tuple[Integers, Integers]:
@@ -282,15 +285,18 @@ class Run:
                 counts[place[name], first : first + len(found)] = found
         return counts
 
-    def _layer_values(self, table: str, columns: tuple[str, ...]) -> tuple[Integers, Floats]:
+    def _layer_values(
+        self, table: str, columns: tuple[str, ...], since: int
+    ) -> tuple[Integers, Floats]:
         """Return steps (s,) and values (s, layers, columns)."""
         numbers = self._array(
             "SELECT layer FROM layers WHERE position IS NOT NULL ORDER BY position", 1
         )[:, 0]
         rows = self._array(
             f"SELECT {table}.step, layer, {', '.join(columns)} FROM {schema.visible(table)} "
-            f"ORDER BY {table}.session, {table}.step",
+            f"WHERE {table}.step >= ? ORDER BY {table}.session, {table}.step",
             2 + len(columns),
+            since,
         )
         rows = rows[np.isin(rows[:, 1], numbers)]
         steps, step_of = np.unique(rows[:, 0].astype(np.int64), return_inverse=True)
