@@ -22,7 +22,7 @@ that Glorot and Bengio (2010) see vanish, over a few layers."""
 MANY = 0.5
 """Share of zeros or dead rows from which they are remarked on."""
 
-_COLUMNS = ("rms", "sq_sum", "zero_fraction", "dead_rows", "rows", "nans", "infs")
+_COLUMNS = ("rms", "l2", "zero_fraction", "dead_rows", "rows", "nans", "infs")
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,14 @@ def layer_states(run: Run, last_step: int) -> list[LayerState]:
     rms = _median(newest["rms"])
     usable = rms[np.isfinite(rms) & (rms > 0.0)]
     middle = float(np.median(usable)) if usable.size else math.nan
-    squares = _median(newest["sq_sum"])
+    norms = _median(newest["l2"])
+    largest = float(np.nanmax(norms, initial=0.0)) or 1.0
+    squares = (norms / largest) ** 2  # 1e-30 and 1e25 have no squares
     rows = np.where(newest["rows"] > 0, newest["rows"], np.nan)
     columns = {
         "rms": rms,
         "times_middle": rms / middle,
-        "share": squares / max(float(np.nansum(squares)), 1e-300),
+        "share": squares / max(float(np.nansum(squares)), 1.0),
         "zeros": _median(newest["zero_fraction"]),
         "dead_rows": _median(newest["dead_rows"] / rows),
         "nonfinite": np.nansum(newest["nans"] + newest["infs"], axis=0).astype(np.int64),

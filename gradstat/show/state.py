@@ -97,9 +97,8 @@ def read_state(run: Run) -> RunState:
 
 
 def _model(facts: dict[str, Any]) -> str:
-    if not facts:
-        return ""
-    return f"{facts['class']}, {facts['parameters']:,} parameters"
+    size = f"{facts['parameters']:,} parameters" if "parameters" in facts else ""
+    return ", ".join(part for part in (str(facts.get("class", "")), size) if part)
 
 
 def _last(values: NDArray[Any]) -> float:
