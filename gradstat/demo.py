@@ -1,25 +1,27 @@
-"""A real training run to look at: a small network learns scikit-learn's handwritten digits."""
+"""The tour: a network that does not learn, what gradstat says of it, and the same one mended."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import gradstat
-from gradstat.errors import import_optional
+from gradstat.diagnosis import Finding
+from gradstat.errors import GradstatError, import_optional
 from gradstat.render import terminal_has_colours
-from gradstat.table import StatTable
+from gradstat.report import compare_runs, make_report
 
 BATCH_SIZE = 64
-LEARNING_RATE = 0.1
+LEARNING_RATE = 0.05
+DEPTH = 8
+WIDTH = 64
 
 
 @dataclass(frozen=True)
@@ -33,53 +35,88 @@ class Digits:
 
 
 @dataclass(frozen=True)
-class DemoResult:
-    """What a run of the demo found."""
+class Attempt:
+    """One training run of the tour."""
+
+    log: Path
+    """Its run log."""
 
     accuracy: float
     """Share of the test images that are classified right."""
 
-    steps: int
-    clip_rate: float
-    """Share of the steps that were clipped."""
+    table: str
+    """The gradients of its last step, layer by layer."""
 
-    seconds: float
-    """Wall time of the training loop, without what was spent on showing tables."""
-
-    gradstat_seconds: float
-    """Time in what `attach` adds to the steps: statistics and clipping on every one of them."""
-
-    def __str__(self) -> str:
-        step = 1e6 * self.gradstat_seconds / self.steps
-        return (
-            f"test accuracy {self.accuracy:.1%} after {self.steps} steps, "
-            f"{self.clip_rate:.0%} of them clipped\n"
-            f"gradstat took {1e3 * self.gradstat_seconds:.1f} ms of {self.seconds:.2f} s "
-            f"({self.gradstat_seconds / self.seconds:.1%}): {step:.0f} us a step for the whole "
-            "table and clipping"
-        )
+    findings: list[Finding]
+    """What is wrong with it, the likeliest cause first."""
 
 
-def run_demo(
-    *, epochs: int = 20, every: int = 88, seed: int = 0, plain: bool = False
-) -> DemoResult:
-    """Train the network, show its gradients as it learns, and return how it went.
+@dataclass(frozen=True)
+class DemoResult:
+    """What the tour leaves behind."""
+
+    before: Attempt
+    after: Attempt
+    pages: tuple[Path, ...]
+    """Reports on both runs, and their comparison."""
+
+
+def run_demo(folder: Path, *, epochs: int = 20, seed: int = 0, plain: bool = False) -> DemoResult:
+    """Train a deep network of sigmoids, have it diagnosed, apply the remedy, and train it again.
 
     Args:
-        epochs: Passes over the training images.
-        every: A table is shown at the first step, each so many steps, and at the last.
+        folder: Where run logs and reports go; made where missing. Those of an earlier tour are
+            replaced.
+        epochs: Passes over the training images, in each run.
         seed: Of the split, the initial weights and the order of the images. torch's own generator
             is left as it was.
-        plain: Print every table below the last, without colours.
+        plain: Print lines, without colours and a progress bar.
 
     Raises:
-        MissingPackageError: scikit-learn is not installed.
+        MissingPackageError: scikit-learn or a package for the reports is not installed.
+        GradstatError: The diagnosis names nothing that the tour knows how to mend.
     """
     digits = load_digits(seed)
+    for package in ("plotly", "jinja2"):
+        import_optional(package, purpose="the demo", install="'gradstat[demo]'")
+    folder.mkdir(parents=True, exist_ok=True)
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = make_model()
-        return _train(model, digits, epochs=epochs, every=every, plain=plain)
+        print(f"1. {DEPTH} layers of sigmoids learn handwritten digits, with gradstat attached.\n")
+        recipe = Recipe()
+        model = make_model(recipe)
+        before = _train(model, digits, folder / "before.db", epochs, plain)
+        print(f"\n{before.table}\n\ntest accuracy {before.accuracy:.1%}.\n")
+
+        print("2. What gradstat says of it:\n")
+        if not before.findings:
+            raise GradstatError(
+                "the diagnosis must find what is wrong, got nothing; train longer, with --epochs 20"
+            )
+        cause, *others = before.findings
+        print(cause)
+        print(f"\nalso seen: {', '.join(finding.code for finding in others) or 'nothing'}\n")
+        recipe, advice = _remedied(recipe, cause)
+        print(f"3. Its advice is taken: {'; '.join(advice)}.\n")
+        torch.manual_seed(seed)
+        model = make_model(recipe)
+        after = _train(model, digits, folder / "after.db", epochs, plain)
+        print(
+            f"\n{after.table}\n\ntest accuracy {after.accuracy:.1%}, was {before.accuracy:.1%}.\n"
+        )
+
+    pages = (
+        make_report(before.log).save(folder / "before.html"),
+        make_report(after.log).save(folder / "after.html"),
+        compare_runs(before.log, after.log).save(folder / "comparison.html"),
+    )
+    print("4. Left behind, to look at:\n")
+    for page in pages:
+        print(f"  {page}")
+    for attempt in (before, after):
+        print(f"  gradstat show {attempt.log}")
+    return DemoResult(before, after, pages)
 
 
 def load_digits(seed: int) -> Digits:
@@ -103,62 +140,77 @@ def load_digits(seed: int) -> Digits:
     return Digits(train_images, train_labels, test_images, test_labels)
 
 
-def make_model() -> nn.Sequential:
-    """Return a convolutional network of about 38,000 parameters."""
-    layers: list[tuple[str, nn.Module]] = [
-        ("conv1", nn.Conv2d(1, 16, 3, padding=1)),
-        ("relu1", nn.ReLU()),
-        ("conv2", nn.Conv2d(16, 32, 3, padding=1)),
-        ("relu2", nn.ReLU()),
-        ("pool", nn.MaxPool2d(2)),
-        ("flatten", nn.Flatten()),
-        ("hidden", nn.Linear(512, 64)),
-        ("relu3", nn.ReLU()),
-        ("output", nn.Linear(64, 10)),
-    ]
-    return nn.Sequential(OrderedDict(layers))
+@dataclass(frozen=True)
+class Recipe:
+    """How the network is built."""
+
+    activation: Callable[[], nn.Module] = nn.Sigmoid
+    is_normalised: bool = False
 
 
-def _train(model: nn.Module, digits: Digits, *, epochs: int, every: int, plain: bool) -> DemoResult:
+REMEDIES: dict[str, dict[str, Any]] = {
+    "ReLU": {"activation": nn.ReLU},
+    "normalisation": {"is_normalised": True},
+}
+"""By a word in a finding's remedy, what the tour changes in its recipe."""
+
+
+def make_model(recipe: Recipe) -> nn.Sequential:
+    """Return a deep network of fully connected layers, with torch's own initialisation."""
+    layers: list[tuple[str, nn.Module]] = [("flatten", nn.Flatten())]
+    for number in range(1, DEPTH + 1):
+        layers.append((f"hidden{number}", nn.Linear(WIDTH, WIDTH)))
+        if recipe.is_normalised:
+            layers.append((f"norm{number}", nn.BatchNorm1d(WIDTH)))
+        layers.append((f"act{number}", recipe.activation()))
+    return nn.Sequential(OrderedDict([*layers, ("output", nn.Linear(WIDTH, 10))]))
+
+
+def _remedied(recipe: Recipe, finding: Finding) -> tuple[Recipe, list[str]]:
+    """Return the recipe with what a finding advises, and the advice that was taken.
+
+    Raises:
+        GradstatError: None of it can be taken here.
+    """
+    taken = []
+    for advice in finding.remedy:
+        for word, change in REMEDIES.items():
+            if word in advice:
+                recipe = replace(recipe, **change)
+                taken.append(advice)
+    if not taken:
+        raise GradstatError(
+            f"the diagnosis must advise what the tour can change, got {finding.code}: "
+            f"{'; '.join(finding.remedy)}; train longer, with --epochs 20, or take another --seed"
+        )
+    return recipe, taken
+
+
+def _train(model: nn.Module, digits: Digits, log: Path, epochs: int, plain: bool) -> Attempt:
+    for name in (log.name, f"{log.name}-wal", f"{log.name}-shm"):
+        log.with_name(name).unlink(missing_ok=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
-    before, after = _Clock(), _Clock()
-    optimizer.register_step_pre_hook(before.start)
-    optimizer.register_step_post_hook(after.start)
-    gradstat.attach(optimizer, model, clip="auto")
-    optimizer.register_step_pre_hook(before.stop)
-    optimizer.register_step_post_hook(after.stop)
+    gradstat.attach(optimizer, model, clip="auto", log=log, activations={"every": 10})
     monitor = optimizer.gradstat  # type: ignore[attr-defined]
-
     loss_function = nn.CrossEntropyLoss()
-    last_step = epochs * math.ceil(len(digits.train_labels) / BATCH_SIZE)
-    showing = _Clock()
-    start = time.perf_counter()
-    with _make_display(plain) as display:
+    with _progress(epochs, plain) as tell:
         for epoch in range(1, epochs + 1):
             for images, labels in _batches(digits):
+                outputs = model(images)
+                loss = loss_function(outputs, labels)
+                monitor.observe(inputs=images, outputs=outputs, targets=labels, loss=loss)
                 optimizer.zero_grad()
-                loss = loss_function(model(images), labels)
                 loss.backward()
                 optimizer.step()
-                if monitor.step % every == 1 % every or monitor.step == last_step:
-                    showing.start()
-                    display.show(
-                        f"step {monitor.step}, epoch {epoch} of {epochs}: loss {loss.item():.4f}, "
-                        f"gradient norm {monitor.total_norm:.3g}, clipped to at most "
-                        f"{monitor.clip_threshold:.3g}",
-                        monitor.last,
-                    )
-                    showing.stop()
-    seconds = time.perf_counter() - start - showing.seconds
-    result = DemoResult(
-        accuracy=_accuracy(model, digits),
-        steps=monitor.step,
-        clip_rate=monitor.clip_rate,
-        seconds=seconds,
-        gradstat_seconds=before.seconds + after.seconds,
-    )
-    print(result)
-    return result
+            accuracy = _accuracy(model, digits)
+            monitor.observe(val_accuracy=accuracy)
+            tell(
+                f"epoch {epoch} of {epochs}: loss {loss.item():.3f}, "
+                f"gradient norm {monitor.total_norm:.3g}, accuracy {accuracy:.1%}"
+            )
+    attempt = Attempt(log, accuracy, monitor.last.render(plain=plain or None), monitor.diagnose())
+    gradstat.detach(optimizer)
+    return attempt
 
 
 def _batches(digits: Digits) -> Iterator[tuple[Tensor, Tensor]]:
@@ -174,43 +226,15 @@ def _accuracy(model: nn.Module, digits: Digits) -> float:
     return float((guesses == digits.test_labels).double().mean())
 
 
-class _Clock:
-    """Adds up the wall time from each `start` to the next `stop`; both may be optimizer hooks."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def start(self, *_: object) -> None:
-        self._started = time.perf_counter()
-
-    def stop(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self._started
-
-
-class _PrintDisplay:
-    """Prints each table below the last one."""
-
-    def show(self, headline: str, table: StatTable) -> None:
-        print(f"{headline}\n{table.render(plain=True)}\n", flush=True)
-
-
-class _LiveDisplay:
-    """Redraws the table in place."""
-
-    def __init__(self, live: Any, group: Any) -> None:
-        self._live = live
-        self._group = group
-
-    def show(self, headline: str, table: StatTable) -> None:
-        self._live.update(self._group(headline, "", table, ""), refresh=True)
-
-
 @contextmanager
-def _make_display(plain: bool) -> Iterator[_PrintDisplay | _LiveDisplay]:
+def _progress(epochs: int, plain: bool) -> Iterator[Callable[[str], None]]:
+    """Give what tells of each epoch: on a bar, or on a line each."""
     if plain or not terminal_has_colours():
-        yield _PrintDisplay()
+        yield lambda text: print(text, flush=True)
         return
-    live = import_optional("rich.live", purpose="a live display", install="rich")
-    console = import_optional("rich.console", purpose="a live display", install="rich")
-    with live.Live(auto_refresh=False) as display:
-        yield _LiveDisplay(display, console.Group)
+    progress = import_optional("rich.progress", purpose="a progress bar", install="rich")
+    with progress.Progress(
+        *progress.Progress.get_default_columns()[1:], "{task.description}"
+    ) as bar:
+        task = bar.add_task("", total=epochs)
+        yield lambda text: bar.update(task, advance=1, description=text)
