@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -193,7 +194,7 @@ def _train(model: nn.Module, digits: Digits, log: Path, epochs: int, plain: bool
     gradstat.attach(optimizer, model, clip="auto", log=log, activations={"every": 10})
     monitor = optimizer.gradstat  # type: ignore[attr-defined]
     loss_function = nn.CrossEntropyLoss()
-    with _progress(epochs, plain) as tell:
+    with _progress(epochs, plain) as tell, _quiet_logger():
         for epoch in range(1, epochs + 1):
             for images, labels in _batches(digits):
                 outputs = model(images)
@@ -238,3 +239,14 @@ def _progress(epochs: int, plain: bool) -> Iterator[Callable[[str], None]]:
     ) as bar:
         task = bar.add_task("", total=epochs)
         yield lambda text: bar.update(task, advance=1, description=text)
+
+
+@contextmanager
+def _quiet_logger() -> Iterator[None]:
+    """Keep findings off stderr, where they go unless logging is set up: the tour prints them."""
+    logger, handler = logging.getLogger("gradstat"), logging.NullHandler()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

@@ -13,7 +13,7 @@ import torch
 
 import gradstat
 from gradstat import cli, demo
-from gradstat.errors import ArgumentValueError, MissingPackageError
+from gradstat.errors import ArgumentValueError, GradstatError, MissingPackageError
 
 
 def test_version(capsys):
@@ -35,7 +35,7 @@ def test_help_lists_every_command(capsys):
         (["nope"], "invalid choice: 'nope'"),
         (["config", "--yaml"], "unrecognized arguments: --yaml"),
         (["demo", "--epochs", "0"], "must be a whole number of at least 1, got '0'"),
-        (["demo", "--every", "often"], "must be a whole number of at least 1, got 'often'"),
+        (["watch", "run.db", "--interval", "0"], "must be a number of seconds above 0, got '0'"),
     ],
 )
 def test_usage_errors(capsys, argv, message):
@@ -107,47 +107,61 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_demo_learns(capsys):
-    pytest.importorskip("sklearn")
+@pytest.fixture
+def packages():
+    for package in ("sklearn", "plotly", "jinja2"):
+        pytest.importorskip(package)
+
+
+@pytest.mark.usefixtures("one_thread", "packages")
+def test_the_tour(capsys, tmp_path):
     generator = torch.get_rng_state()
-    assert cli.main(["demo", "--epochs", "6", "--every", "50", "--plain"]) == 0
+    folder = tmp_path / "tour"
+    assert cli.main(["demo", "--folder", str(folder), "--plain"]) == 0
     assert (torch.get_rng_state() == generator).all()
-    text = capsys.readouterr().out
-    names = [name for name, _ in demo.make_model().named_parameters()]
-    headlines = re.findall(r"^step (\d+), epoch (\d) of 6: loss ([\d.]+),", text, re.MULTILINE)
-    assert [int(step) for step, _, _ in headlines] == [1, 51, 101, 132]
-    assert float(headlines[-1][2]) < float(headlines[0][2])
-    for name in names:
-        assert len(re.findall(rf"^{name} +\d", text, re.MULTILINE)) == len(headlines)
-    assert float(re.search(r"^test accuracy ([\d.]+)%", text, re.MULTILINE)[1]) > 80
+    text, errors = capsys.readouterr()
+    assert errors == ""
     assert "\x1b" not in text
+    assert len(re.findall(r"^epoch \d+ of 20: loss ", text, re.MULTILINE)) == 40
+    before, after = map(float, re.findall(r"^test accuracy ([\d.]+)%", text, re.MULTILINE))
+    assert before < 30
+    assert after > 90
+    diagnosis = text[text.index("2. What") :]
+    assert re.search(r"^vanishing-gradient \(error", diagnosis, re.MULTILINE)
+    for name in ("hidden1.weight", "hidden2.weight"):
+        assert name in diagnosis
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"before.db", "after.db", "before.html", "after.html", "comparison.html"}
+    for name in left:
+        assert str(folder / name) in text
+    with gradstat.open_run(folder / "before.db") as run:
+        assert run.findings[0][1].code == "vanishing-gradient"
+        assert run.steps["step"][-1] == 440
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_demo_reports_what_it_measured(capsys):
-    pytest.importorskip("sklearn")
-    result = demo.run_demo(epochs=1, every=10, plain=True)
-    assert result.steps == 22
-    assert 0 < result.clip_rate < 1
-    assert 0 < result.gradstat_seconds < result.seconds
-    assert capsys.readouterr().out.endswith(f"{result}\n")
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_demo_is_reproducible(capsys):
-    pytest.importorskip("sklearn")
-    headlines = []
+@pytest.mark.usefixtures("one_thread", "packages")
+def test_a_second_tour_replaces_the_first(capsys, tmp_path):
+    losses = []
     for _ in range(2):
-        demo.run_demo(epochs=1, seed=3, plain=True)
-        headlines.append(re.findall("^step .*", capsys.readouterr().out, re.MULTILINE))
-    assert len(headlines[0]) == 2
-    assert headlines[0] == headlines[1]
+        demo.run_demo(tmp_path, epochs=14, seed=3, plain=True)
+        losses.append(re.findall("^epoch .*", capsys.readouterr().out, re.MULTILINE))
+        with gradstat.open_run(tmp_path / "after.db") as run:
+            assert len(run.sessions) == 1
+    assert losses[0] == losses[1]
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_demo_redraws_in_a_terminal(monkeypatch):
-    pytest.importorskip("sklearn")
+@pytest.mark.usefixtures("one_thread", "packages")
+def test_a_tour_that_cannot_go_on_says_why(monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "REMEDIES", {})
+    with pytest.raises(GradstatError, match="must advise what the tour can change, got "):
+        demo.run_demo(tmp_path, epochs=2, plain=True)
+    monkeypatch.setattr(gradstat.Monitor, "diagnose", lambda _: [])
+    with pytest.raises(GradstatError, match="must find what is wrong, got nothing"):
+        demo.run_demo(tmp_path, epochs=2, plain=True)
+
+
+@pytest.mark.usefixtures("one_thread", "packages")
+def test_the_tour_in_a_terminal(monkeypatch, tmp_path):
     pytest.importorskip("rich")
 
     class Terminal(io.StringIO):
@@ -159,11 +173,10 @@ def test_demo_redraws_in_a_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    demo.run_demo(epochs=1, every=10)
+    demo.run_demo(tmp_path, epochs=14)
     text = terminal.getvalue()
     assert "\x1b[2K" in text  # erases the line it stands on
-    assert "conv1.weight" in text
-    assert "test accuracy" in text.rstrip().splitlines()[-2]
+    assert "epoch 14 of 14" in text
 
 
 def test_demo_without_scikit_learn(monkeypatch, capsys):
