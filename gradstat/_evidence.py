@@ -15,6 +15,7 @@ from gradstat import _kernels
 from gradstat._batch_sample import BatchSample, TensorSample
 from gradstat._observations import Observation
 from gradstat._optimizer_kind import is_scale_free
+from gradstat._others import Others
 from gradstat._probes import Probe
 from gradstat._watched import Watched
 from gradstat.activations.table import ActivationTable
@@ -46,7 +47,7 @@ def facts_of(optimizer: Optimizer, watched: Watched) -> Facts:
     return Facts(
         layers_of(watched.names, optimizer, model, watched.parameters(optimizer.param_groups)),
         optimizer_facts(optimizer),
-        model_facts(model, optimizer) if model is not None else None,
+        model_facts(model, optimizer, watched.others) if model is not None else None,
     )
 
 
@@ -155,8 +156,8 @@ def optimizer_facts(optimizer: Optimizer) -> OptimizerFacts:
     )
 
 
-def model_facts(model: nn.Module, optimizer: Optimizer) -> ModelFacts:
-    """Return what the rules ask of a model."""
+def model_facts(model: nn.Module, optimizer: Optimizer, others: Others) -> ModelFacts:
+    """Return what the rules ask of a model. Synchronises where others have gradients."""
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     named = list(model.named_parameters())
     own = {id(p) for _, p in named}
@@ -165,11 +166,7 @@ def model_facts(model: nn.Module, optimizer: Optimizer) -> ModelFacts:
         modules=tuple(type(leaf).__name__ for leaf in leaves),
         n_parameters=sum(p.numel() for _, p in named),
         frozen=tuple(name for name, p in named if not p.requires_grad),
-        forgotten=tuple(
-            name
-            for name, p in named
-            if p.requires_grad and p.grad is not None and id(p) not in stepped
-        ),
+        forgotten=others.forgotten(model, optimizer.param_groups),
         n_strangers=len(stepped - own),
         n_own=len(stepped & own),
         dropout=max(

@@ -179,6 +179,8 @@ class Seam:
         if self._probes.is_due(step) and not is_capturing():
             names = self.watched.names
             self._probes.begin(step, names, self._parameters, optimizer.param_groups)
+            if self.watched.model is not None:
+                self.watched.others.note(self.watched.model, optimizer.param_groups)
 
     def _measured(self, closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
         def measured_closure() -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from gradstat._others import Others
 from gradstat.errors import ArgumentTypeError, ArgumentValueError
 
 Filter = Callable[[str, Tensor], bool]
@@ -46,6 +47,7 @@ class Watched:
                 'filter=lambda name, parameter: "bias" not in name'
             )
         self.model = model
+        self.others = Others()
         self._pairs = _names_by_id(model, named_parameters)
         self._keep = keep
         self._lists: list[tuple[list[Tensor], int]] = []

@@ -166,7 +166,8 @@ class ModelFacts:
     """Parameters that do not require a gradient."""
 
     forgotten: tuple[str, ...]
-    """Parameters that require a gradient, and have one, but are in no group of the optimizer."""
+    """Parameters that require a gradient and have one, that are in no group of the optimizer, and
+    that nobody else has changed."""
 
     n_strangers: int
     """Parameters of the optimizer that are not the model's."""
