@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from gradstat import _kernels
 from gradstat._batch_sample import BatchSample, TensorSample
+from gradstat._names import named_parameters
 from gradstat._observations import Observation
 from gradstat._optimizer_kind import is_scale_free
 from gradstat._others import Others
@@ -159,7 +160,7 @@ def optimizer_facts(optimizer: Optimizer) -> OptimizerFacts:
 def model_facts(model: nn.Module, optimizer: Optimizer, others: Others) -> ModelFacts:
     """Return what the rules ask of a model. Synchronises where others have gradients."""
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    named = list(model.named_parameters())
+    named = named_parameters(model)
     own = {id(p) for _, p in named}
     leaves = [module for module in model.modules() if not module._modules]
     return ModelFacts(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gradstat import _kernels
+from gradstat._names import named_parameters
 from gradstat.errors import GradstatError
 
 
@@ -49,8 +50,9 @@ class Others:
 
 def _others(model: nn.Module, groups: list[dict[str, Any]]) -> list[tuple[str, nn.Parameter]]:
     stepped = {id(parameter) for group in groups for parameter in group["params"]}
-    named = model.named_parameters()
-    return [(name, p) for name, p in named if p.requires_grad and id(p) not in stepped]
+    return [
+        (name, p) for name, p in named_parameters(model) if p.requires_grad and id(p) not in stepped
+    ]
 
 
 def _table(parameter: Tensor) -> Tensor | None:

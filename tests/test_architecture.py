@@ -112,7 +112,7 @@ def test_public_functions_say_whether_they_synchronise():
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_native",),
     ("_stack", "errors"),
-    ("_units",),
+    ("_names", "_units"),
     (
         "_fallback",
         "_accumulation",
