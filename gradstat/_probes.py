@@ -8,6 +8,7 @@ capacity and the capacity, and what probing costs a step falls as the run goes o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ CAPACITY = 40
 SLICE_ELEMENTS = 65536
 """Of a larger parameter only the first so many elements are followed from before a step to after
 it: a probe holds no copy of a large model."""
+
+
+_logger = logging.getLogger("gradstat")
 
 
 @dataclass
@@ -63,11 +67,12 @@ class Probes:
         self._stride = FIRST_STRIDE
         self._under_way: Probe | None = None
         self._before: Sequence[Tensor] = ()
-        self._has_failed = False
+        self.failure = ""
+        """Why nothing is probed any more, where that is so."""
 
     def is_due(self, step: int) -> bool:
         """Whether the step of this number is probed."""
-        if self._has_failed:
+        if self.failure:
             return False
         return step <= FIRST_STEPS or step % self._stride == 0
 
@@ -131,8 +136,9 @@ class Probes:
         """Give up probing where parameters cannot be measured: a step must not fail for it."""
         try:
             yield
-        except (GradstatError, RuntimeError):  # NotImplementedError of torch's is one
-            self._has_failed = True
+        except (GradstatError, RuntimeError) as error:  # NotImplementedError of torch's is one
+            self.failure = str(error).split("\n", maxsplit=1)[0]
+            _logger.warning("gradstat probes no step of this run any more: %s", self.failure)
             self._under_way = None
             self.kept.clear()
 

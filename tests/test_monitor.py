@@ -345,3 +345,17 @@ def test_memory_is_bounded() -> None:
 
     first = peak(8 * 80)  # the probes are thinned out twice
     assert peak(8 * 80) <= 1.02 * first  # other tests leave a little behind
+
+
+def test_probing_that_gives_up_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    weight = torch.nn.Parameter(torch.ones(3).to(torch.float8_e5m2), requires_grad=False)
+    model = make_model()
+    model.register_parameter("eighth", weight)
+    optimizer = gradstat.attach(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    train(model, optimizer, 3)
+    (record,) = [r for r in caplog.records if "probes no step" in r.message]
+    assert "'eighth'" in record.message or "float8" in record.message
+    covered = monitor_of(optimizer).coverage()
+    assert covered["parameters-not-updating"].startswith("needs steps (not probed: ")
+    assert "float8" in covered["parameters-not-updating"]
+    assert monitor_of(optimizer).step == 3

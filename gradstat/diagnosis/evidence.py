@@ -223,6 +223,9 @@ class Evidence:
     accumulated_steps: int = 0
     """Steps whose gradients had been added to those of the step before."""
 
+    unprobed: str = ""
+    """Why no steps are probed any more, where that is so."""
+
     @cached_property
     def observed(self) -> frozenset[str]:
         """What there is to judge by: names of curves and arrays, ``steps`` and ``activations``."""
