@@ -15,7 +15,7 @@ from gradstat import _kernels
 from gradstat._batch_sample import BatchSample, TensorSample
 from gradstat._names import named_parameters
 from gradstat._observations import Observation
-from gradstat._optimizer_kind import is_scale_free
+from gradstat._optimizer_kind import as_number, is_scale_free
 from gradstat._others import Others
 from gradstat._probes import Probe
 from gradstat._watched import Watched
@@ -78,7 +78,7 @@ def probes_of(kept: Sequence[Probe], n_layers: int) -> Probes:
 
     return Probes(
         steps=np.array([probe.step for probe in done], np.int64),
-        lrs=np.array([[float(lr) for lr in probe.lrs] for probe in done], np.float64, ndmin=2),
+        lrs=np.array([[as_number(lr) for lr in probe.lrs] for probe in done], np.float64, ndmin=2),
         gradients=stacked([probe.gradients for probe in done]),
         weights=stacked([probe.weights for probe in done]),
         slices=stacked([p.gradients if p.slices is None else p.slices for p in done]),
@@ -151,9 +151,11 @@ def optimizer_facts(optimizer: Optimizer) -> OptimizerFacts:
     return OptimizerFacts(
         name=type(optimizer).__name__,
         is_adaptive=is_scale_free(optimizer),
-        momentum=float(betas[0] if betas else first.get("momentum", 0.0)),
-        weight_decay=max((float(group.get("weight_decay", 0.0)) for group in groups), default=0.0),
-        lrs=tuple(float(group.get("lr", np.nan)) for group in groups),
+        momentum=as_number(
+            betas[0] if isinstance(betas, tuple | list) and betas else first.get("momentum"), 0.0
+        ),
+        weight_decay=max((as_number(g.get("weight_decay"), 0.0) for g in groups), default=0.0),
+        lrs=tuple(as_number(group.get("lr")) for group in groups),
     )
 
 

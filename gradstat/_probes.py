@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gradstat import _kernels
+from gradstat._optimizer_kind import as_number
 from gradstat.errors import GradstatError
 
 FIRST_STEPS = 4
@@ -102,6 +103,8 @@ class Probes:
         if names is not self.names and tuple(names) != tuple(self.names):
             self.kept.clear()
         self.names = names
+        if not parameters:
+            return
         slices = _slices(parameters)
         lrs = tuple(_frozen(group.get("lr", float("nan"))) for group in groups)
         with self._or_not_at_all():
@@ -122,10 +125,13 @@ class Probes:
         """Measure what the step did to the parameters, and keep the probe."""
         probe, self._under_way = self._under_way, None
         before, self._before = self._before, ()
-        if probe is None or len(before) != len(parameters):
+        if probe is None:
+            return
+        slices = _slices(parameters)
+        if [old.shape for old in before] != [new.shape for new in slices]:
             return
         with self._or_not_at_all():
-            probe.updates = _table(torch._foreach_sub(_slices(parameters), list(before)))
+            probe.updates = _table(torch._foreach_sub(slices, list(before)))
             self.kept.append(probe)
         if len(self.kept) >= CAPACITY:
             self._stride *= 2
@@ -156,8 +162,8 @@ def _slice(tensor: Tensor) -> Tensor:
 
 def _frozen(lr: Any) -> float | Tensor:
     if isinstance(lr, Tensor):
-        return float(lr) if lr.device.type == "cpu" else lr.detach().clone()
-    return float(lr)
+        return as_number(lr) if lr.device.type == "cpu" else lr.detach().clone()
+    return as_number(lr)
 
 
 def _table(tensors: Sequence[Tensor | None]) -> Tensor:

@@ -130,16 +130,19 @@ class Recorder:
             window.put(window.decisions, decision)
 
     def finish(self, parameters: Sequence[Tensor]) -> None:
-        """Count the step, and record what it did to the parameters."""
-        if self._before:
-            changes = [
-                new.detach() - old for new, old in zip(parameters, self._before, strict=True)
-            ]
-            self._before = []
-            window = self.window
-            if window is not None and window.steps and window.steps[-1] == self.step + 1:
-                window.put(window.updates, _table(changes))
-        self.step += 1
+        """Record what the step just counted did to the parameters.
+
+        Nothing is known of it where it has put others, or of another shape, in their place.
+        """
+        before, self._before = self._before, []
+        window = self.window
+        if not before or window is None or not window.steps or window.steps[-1] != self.step:
+            return
+        if [old.shape for old in before] == [new.shape for new in parameters]:
+            changes = [new.detach() - old for new, old in zip(parameters, before, strict=True)]
+            window.put(window.updates, _table(changes))
+        else:
+            window.put(window.updates, torch.full_like(window.tables[0], torch.nan))
 
 
 def _table(tensors: Sequence[Tensor]) -> Tensor:
