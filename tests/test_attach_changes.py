@@ -145,3 +145,18 @@ def test_a_fault_of_the_script_comes_out() -> None:
     loss_of(model, 0).backward()
     with pytest.raises(ValueError, match="tuple"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_steps_in_and_out_of_inference_mode(first: bool) -> None:
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gradstat.attach(optimizer, model, clip=gradstat.GlobalNorm(0.1), weights=True, updates=True)
+    for step in range(6):
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        with torch.inference_mode(first == (step < 3)):
+            optimizer.step()
+    assert monitor_of(optimizer).clip_rate == 1.0
+    assert len(monitor_of(optimizer).update_window) == 6
+    assert isinstance(monitor_of(optimizer).diagnose(), list)
