@@ -56,10 +56,11 @@ def curve_of(observations: Iterable[Observation]) -> Curve:
     """Return scalars as arrays. Synchronises once where some lie on a device."""
     seen = list(observations)
     values = np.array([s.value if isinstance(s.value, float) else np.nan for s in seen])
-    late = [i for i, s in enumerate(seen) if isinstance(s.value, Tensor)]
+    late = [i for i, s in enumerate(seen) if isinstance(s.value, Tensor) and not s.value.is_meta]
     if late:
-        tensors = [seen[i].value for i in late]
-        values[late] = torch.stack([_real(t).reshape(()) for t in tensors]).cpu().numpy()
+        tensors = [_real(seen[i].value).reshape(()) for i in late]
+        device = tensors[0].device  # a run may go on on another one
+        values[late] = torch.stack([t.to(device) for t in tensors]).cpu().numpy()
     return Curve(np.array([s.step for s in seen], np.int64), values)
 
 
