@@ -13,8 +13,10 @@ from torch.optim import Optimizer
 
 from gradstat import _kernels
 from gradstat._batch_sample import BatchSample, TensorSample
+from gradstat._names import named_parameters
 from gradstat._observations import Observation
-from gradstat._optimizer_kind import is_scale_free
+from gradstat._optimizer_kind import as_number, is_scale_free
+from gradstat._others import Others
 from gradstat._probes import Probe
 from gradstat._watched import Watched
 from gradstat.activations.table import ActivationTable
@@ -46,7 +48,7 @@ def facts_of(optimizer: Optimizer, watched: Watched) -> Facts:
     return Facts(
         layers_of(watched.names, optimizer, model, watched.parameters(optimizer.param_groups)),
         optimizer_facts(optimizer),
-        model_facts(model, optimizer) if model is not None else None,
+        model_facts(model, optimizer, watched.others) if model is not None else None,
     )
 
 
@@ -54,10 +56,11 @@ def curve_of(observations: Iterable[Observation]) -> Curve:
     """Return scalars as arrays. Synchronises once where some lie on a device."""
     seen = list(observations)
     values = np.array([s.value if isinstance(s.value, float) else np.nan for s in seen])
-    late = [i for i, s in enumerate(seen) if isinstance(s.value, Tensor)]
+    late = [i for i, s in enumerate(seen) if isinstance(s.value, Tensor) and not s.value.is_meta]
     if late:
-        tensors = [seen[i].value for i in late]
-        values[late] = torch.stack([_real(t).reshape(()) for t in tensors]).cpu().numpy()
+        tensors = [_real(seen[i].value).reshape(()) for i in late]
+        device = tensors[0].device  # a run may go on on another one
+        values[late] = torch.stack([t.to(device) for t in tensors]).cpu().numpy()
     return Curve(np.array([s.step for s in seen], np.int64), values)
 
 
@@ -76,7 +79,7 @@ def probes_of(kept: Sequence[Probe], n_layers: int) -> Probes:
 
     return Probes(
         steps=np.array([probe.step for probe in done], np.int64),
-        lrs=np.array([[float(lr) for lr in probe.lrs] for probe in done], np.float64, ndmin=2),
+        lrs=np.array([[as_number(lr) for lr in probe.lrs] for probe in done], np.float64, ndmin=2),
         gradients=stacked([probe.gradients for probe in done]),
         weights=stacked([probe.weights for probe in done]),
         slices=stacked([p.gradients if p.slices is None else p.slices for p in done]),
@@ -149,27 +152,25 @@ def optimizer_facts(optimizer: Optimizer) -> OptimizerFacts:
     return OptimizerFacts(
         name=type(optimizer).__name__,
         is_adaptive=is_scale_free(optimizer),
-        momentum=float(betas[0] if betas else first.get("momentum", 0.0)),
-        weight_decay=max((float(group.get("weight_decay", 0.0)) for group in groups), default=0.0),
-        lrs=tuple(float(group.get("lr", np.nan)) for group in groups),
+        momentum=as_number(
+            betas[0] if isinstance(betas, tuple | list) and betas else first.get("momentum"), 0.0
+        ),
+        weight_decay=max((as_number(g.get("weight_decay"), 0.0) for g in groups), default=0.0),
+        lrs=tuple(as_number(group.get("lr")) for group in groups),
     )
 
 
-def model_facts(model: nn.Module, optimizer: Optimizer) -> ModelFacts:
-    """Return what the rules ask of a model."""
+def model_facts(model: nn.Module, optimizer: Optimizer, others: Others) -> ModelFacts:
+    """Return what the rules ask of a model. Synchronises where others have gradients."""
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    named = list(model.named_parameters())
+    named = named_parameters(model)
     own = {id(p) for _, p in named}
     leaves = [module for module in model.modules() if not module._modules]
     return ModelFacts(
         modules=tuple(type(leaf).__name__ for leaf in leaves),
         n_parameters=sum(p.numel() for _, p in named),
         frozen=tuple(name for name, p in named if not p.requires_grad),
-        forgotten=tuple(
-            name
-            for name, p in named
-            if p.requires_grad and p.grad is not None and id(p) not in stepped
-        ),
+        forgotten=others.forgotten(model, optimizer.param_groups),
         n_strangers=len(stepped - own),
         n_own=len(stepped & own),
         dropout=max(

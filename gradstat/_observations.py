@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradstat._batch_sample import BATCH_NAMES, BatchSample, first_tensor
-from gradstat.errors import ArgumentTypeError
+from gradstat.errors import ArgumentTypeError, UnsupportedTensorError
 from gradstat.stats import tensor_stats
 from gradstat.table import StatTable
 
@@ -121,19 +121,25 @@ class Observations:
                     f"observe({name}=...) must be a number or a tensor, got "
                     f"{type(value).__name__}; pass for example loss=loss"
                 )
+            elif name in BATCH_NAMES and (value.is_meta or value.is_nested):
+                raise UnsupportedTensorError(
+                    f"observe({name}=...) must be a tensor with numbers in memory, got a "
+                    f"{'meta' if value.is_meta else 'nested'} tensor; leave it out"
+                )
             elif name in BATCH_NAMES:
                 batch[name] = value
             elif value.numel() == 1:
                 scalars[name] = _scalar(value)
             else:
                 tensors[name] = value
+        measured = {name: _table(name, tensors[name]) for name in tensors if is_probed}
         for name, scalar in scalars.items():
             self._series.setdefault(name, Series()).add(Observation(step, scalar))
         if not is_probed:
             return
-        for name, tensor in tensors.items():
+        for name, table in measured.items():
             tables = self._tables.setdefault(name, deque(maxlen=self._length))
-            tables.append(Observation(step, _table(name, tensor)))
+            tables.append(Observation(step, table))
         if batch:
             self._sample(step, batch, scalars.get("loss"))
 

@@ -8,6 +8,7 @@ capacity and the capacity, and what probing costs a step falls as the run goes o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gradstat import _kernels
+from gradstat._optimizer_kind import as_number
 from gradstat.errors import GradstatError
 
 FIRST_STEPS = 4
@@ -26,6 +28,9 @@ CAPACITY = 40
 SLICE_ELEMENTS = 65536
 """Of a larger parameter only the first so many elements are followed from before a step to after
 it: a probe holds no copy of a large model."""
+
+
+_logger = logging.getLogger("gradstat")
 
 
 @dataclass
@@ -63,11 +68,12 @@ class Probes:
         self._stride = FIRST_STRIDE
         self._under_way: Probe | None = None
         self._before: Sequence[Tensor] = ()
-        self._has_failed = False
+        self.failure = ""
+        """Why nothing is probed any more, where that is so."""
 
     def is_due(self, step: int) -> bool:
         """Whether the step of this number is probed."""
-        if self._has_failed:
+        if self.failure:
             return False
         return step <= FIRST_STEPS or step % self._stride == 0
 
@@ -97,6 +103,8 @@ class Probes:
         if names is not self.names and tuple(names) != tuple(self.names):
             self.kept.clear()
         self.names = names
+        if not parameters:
+            return
         slices = _slices(parameters)
         lrs = tuple(_frozen(group.get("lr", float("nan"))) for group in groups)
         with self._or_not_at_all():
@@ -117,10 +125,13 @@ class Probes:
         """Measure what the step did to the parameters, and keep the probe."""
         probe, self._under_way = self._under_way, None
         before, self._before = self._before, ()
-        if probe is None or len(before) != len(parameters):
+        if probe is None:
+            return
+        slices = _slices(parameters)
+        if [old.shape for old in before] != [new.shape for new in slices]:
             return
         with self._or_not_at_all():
-            probe.updates = _table(torch._foreach_sub(_slices(parameters), list(before)))
+            probe.updates = _table(torch._foreach_sub(slices, list(before)))
             self.kept.append(probe)
         if len(self.kept) >= CAPACITY:
             self._stride *= 2
@@ -131,8 +142,9 @@ class Probes:
         """Give up probing where parameters cannot be measured: a step must not fail for it."""
         try:
             yield
-        except (GradstatError, RuntimeError):  # NotImplementedError of torch's is one
-            self._has_failed = True
+        except (GradstatError, RuntimeError) as error:  # NotImplementedError of torch's is one
+            self.failure = str(error).split("\n", maxsplit=1)[0]
+            _logger.warning("gradstat probes no step of this run any more: %s", self.failure)
             self._under_way = None
             self.kept.clear()
 
@@ -150,8 +162,8 @@ def _slice(tensor: Tensor) -> Tensor:
 
 def _frozen(lr: Any) -> float | Tensor:
     if isinstance(lr, Tensor):
-        return float(lr) if lr.device.type == "cpu" else lr.detach().clone()
-    return float(lr)
+        return as_number(lr) if lr.device.type == "cpu" else lr.detach().clone()
+    return as_number(lr)
 
 
 def _table(tensors: Sequence[Tensor | None]) -> Tensor:

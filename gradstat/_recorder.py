@@ -77,11 +77,17 @@ class Recorder:
         The window starts anew where the names are others.
         """
         window = self.window
-        if window is not None and window.device == device and window.names is names:
+        is_here = window is not None and window.device == device
+        if window is not None and is_here and window.names in (names, tuple(names)):
             return False
+        self._make_room(names, device)
+        return True
+
+    @torch.inference_mode(False)
+    def _make_room(self, names: Sequence[str], device: torch.device) -> None:
+        """Do so in a way that steps in and out of inference mode can write there."""
+        window = self.window
         if window is not None and window.names == tuple(names):
-            if window.device == device:
-                return False
             window.move(device)
         else:
             self.window = window = Window(
@@ -94,7 +100,6 @@ class Recorder:
         self._scratch = (torch.zeros_like(window.tables[0]), torch.zeros_like(window.decisions[0]))
         powers = [_POWERS.get(column.unit, 0.0) for column in RAW_COLUMNS]
         self._powers = torch.tensor(powers, dtype=torch.float64, device=device)
-        return True
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """Return where the step's table and decision go: the window, or a place of no memory."""
@@ -130,16 +135,19 @@ class Recorder:
             window.put(window.decisions, decision)
 
     def finish(self, parameters: Sequence[Tensor]) -> None:
-        """Count the step, and record what it did to the parameters."""
-        if self._before:
-            changes = [
-                new.detach() - old for new, old in zip(parameters, self._before, strict=True)
-            ]
-            self._before = []
-            window = self.window
-            if window is not None and window.steps and window.steps[-1] == self.step + 1:
-                window.put(window.updates, _table(changes))
-        self.step += 1
+        """Record what the step just counted did to the parameters.
+
+        Nothing is known of it where it has put others, or of another shape, in their place.
+        """
+        before, self._before = self._before, []
+        window = self.window
+        if not before or window is None or not window.steps or window.steps[-1] != self.step:
+            return
+        if [old.shape for old in before] == [new.shape for new in parameters]:
+            changes = [new.detach() - old for new, old in zip(parameters, before, strict=True)]
+            window.put(window.updates, _table(changes))
+        else:
+            window.put(window.updates, torch.full_like(window.tables[0], torch.nan))
 
 
 def _table(tensors: Sequence[Tensor]) -> Tensor:

@@ -31,7 +31,7 @@ from gradstat._watched import Watched
 from gradstat.activations import ActivationMonitor
 from gradstat.clipping.clipper import Clipper
 from gradstat.columns import INFS, NANS
-from gradstat.errors import GradstatError, NonFiniteNormError
+from gradstat.errors import NonFiniteNormError
 from gradstat.monitor import Monitor
 
 CallableT = TypeVar("CallableT", bound=Callable[..., Any])
@@ -179,6 +179,8 @@ class Seam:
         if self._probes.is_due(step) and not is_capturing():
             names = self.watched.names
             self._probes.begin(step, names, self._parameters, optimizer.param_groups)
+            if self.watched.model is not None:
+                self.watched.others.note(self.watched.model, optimizer.param_groups)
 
     def _measured(self, closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
         def measured_closure() -> Any:
@@ -196,20 +198,25 @@ class Seam:
         self._loan.end_step()
         if self._is_phantom:
             return
-        self._overflows.look()
+        self._recorder.step += 1
+        parameters, self._parameters = self._parameters, []
+        self._attempt(lambda: self._look_back(parameters))
+        self.monitor.call_back()
+        self.monitor.make_rounds()
+
+    def _look_back(self, parameters: list[Tensor]) -> None:
+        """Measure what the step has done."""
         recorder = self._recorder
-        recorder.finish(self._parameters)
-        self._probes.finish(self._parameters)
-        self._accumulation.remember(self._parameters)
-        self._parameters = []
+        self._overflows.look()
+        recorder.finish(parameters)
+        self._probes.finish(parameters)
+        self._accumulation.remember(parameters)
         if self._activations is not None:
             self._activations.step()
         if self._clipper.may_skip:
             self.alarms.look_at_skips(recorder.step, self._skipped, self._clipper.state)
         if recorder.is_recording and recorder.window is not None:
             self.alarms.look_at_norms(recorder.window)
-        self.monitor.call_back()
-        self.monitor.make_rounds()
 
     @torch.no_grad()
     def _handle(self, optimizer: Optimizer) -> None:
@@ -222,7 +229,7 @@ class Seam:
             return
         try:
             action()
-        except GradstatError as error:
+        except Exception as error:
             if not self._only_watches:
                 raise
             self._has_failed = True

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from gradstat._names import unwrapped
 from gradstat.errors import ArgumentTypeError, ArgumentValueError
 
 LossFn = Callable[[Any, Any], Tensor]
@@ -114,14 +115,12 @@ def inner_model(model: Any) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     if any(map(is_lazy, model.parameters())):
         raise ArgumentTypeError(
             "model must have parameters with values, got those of a lazy module; run one batch "
             "through it first"
         )
-    inside = model.module if isinstance(model, wrappers) else getattr(model, "_orig_mod", None)
-    return inner_model(inside) if isinstance(inside, nn.Module) else model
+    return unwrapped(model)
 
 
 def private_copy(what: Any) -> Any:

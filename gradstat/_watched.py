@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
+from gradstat._names import named_parameters as named_parameters_of
+from gradstat._others import Others
 from gradstat.errors import ArgumentTypeError, ArgumentValueError
 
 Filter = Callable[[str, Tensor], bool]
@@ -46,6 +47,7 @@ class Watched:
                 'filter=lambda name, parameter: "bias" not in name'
             )
         self.model = model
+        self.others = Others()
         self._pairs = _names_by_id(model, named_parameters)
         self._keep = keep
         self._lists: list[tuple[list[Tensor], int]] = []
@@ -108,11 +110,7 @@ def _names_by_id(
     if model is not None and named_parameters is not None:
         raise ArgumentValueError("model and named_parameters must not both be given; leave one out")
     if model is not None:
-        inside = model
-        if isinstance(model, torch.nn.DataParallel | DistributedDataParallel):
-            inside = model.module
-        named = inside.named_parameters()
-        return {id(p): (name.replace("_orig_mod.", ""), p) for name, p in named}
+        return {id(p): (name, p) for name, p in named_parameters_of(model)}
     found: dict[int, tuple[str, Tensor]] = {}
     names: set[str] = set()
     for pair in named_parameters or ():

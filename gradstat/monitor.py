@@ -170,6 +170,7 @@ class Monitor(Readings):
             activations_watched=self._activations is not None,
             skipped_steps=self.skipped_steps,
             accumulated_steps=self._accumulation.steps,
+            unprobed=self._probes.failure,
         )
 
     def _facts(self) -> Facts:

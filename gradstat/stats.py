@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradstat import _kernels
+from gradstat._names import named_parameters
 from gradstat.errors import ArgumentTypeError, ArgumentValueError
 from gradstat.table import StatTable
 
@@ -31,7 +32,8 @@ def grad_stats(model_or_params: ParameterSource, *, histogram: bool = False) -> 
     Reads each gradient once and writes none. A parameter without a gradient keeps its row and says
     so (``has_grad`` is False). A sparse gradient is described by its coalesced values, its ``rows``
     and ``dead_rows`` by the whole tensor. A complex gradient is described by its magnitudes. A
-    parameter that is listed twice counts once.
+    parameter that is listed twice counts once. Names are those of the model without `torch.compile`
+    and data parallelism, as `Monitor.names` has them.
 
     Args:
         model_or_params: A module, a parameter, an iterable of parameters or of ``(name,
@@ -143,7 +145,8 @@ def collect(source: Any, argument: str, *, unnamed: str) -> tuple[Names, Sequenc
         ArgumentValueError: The source is a generator that yields nothing.
     """
     if isinstance(source, torch.nn.Module):
-        return _split(list(source.named_parameters()), argument)
+        named = named_parameters(source)
+        return [name for name, _ in named], [parameter for _, parameter in named]
     if isinstance(source, Mapping):
         return [str(name) for name in source], list(source.values())
     if isinstance(source, Tensor):

@@ -123,4 +123,4 @@ class GradStatOptimizer(Optimizer):
         self.__init__(inner, named_parameters=names, **state["options"])  # type: ignore[misc]
 
     def __repr__(self) -> str:
-        return f"GradStatOptimizer({self.inner!r}, {self.gradstat!r})"
+        return f"GradStatOptimizer({self.inner!r}, {getattr(self.inner, 'gradstat', 'detached')!r})"

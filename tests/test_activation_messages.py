@@ -105,3 +105,18 @@ def test_rows_that_a_table_does_not_have():
     with pytest.raises(ArgumentTypeError, match=r"by name or index, got float"):
         table[0.5]
     assert table[-1].name == table[0].name == "1/relu#0"
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is:DeprecationWarning")
+def test_a_watched_model_is_not_scripted():
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    optimizer = gradstat.attach(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    with pytest.raises(gradstat.GradstatError) as caught:
+        torch.jit.script(model)
+    for words in ("must not be watched", "script it before", "gradstat.activations.remove()"):
+        assert words in str(caught.value)
+    hooks = model._forward_hooks.values()
+    assert [getattr(hook, "__name__", "none") for hook in hooks] == ["none"]
+    optimizer.gradstat.activations.remove()
+    scripted = torch.jit.script(model)
+    assert torch.equal(scripted(X), model(X))

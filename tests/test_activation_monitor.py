@@ -76,6 +76,7 @@ FORMS = {
     "F.hardtanh_": (Calls(lambda x: functional.hardtanh_(x.clone())), "hardtanh"),
     "F.threshold": (Calls(lambda x: functional.threshold(x, 0.0, 0.0)), "threshold"),
     "F.softmax_without_dim": (Calls(lambda x: functional.softmax(x, dim=1)), "softmax"),
+    "nn.Softmin": (nn.Softmin(1), "softmax"),
     "torch.relu": (Calls(torch.relu), "relu"),
     "torch.sigmoid": (Calls(torch.sigmoid), "sigmoid"),
     "torch.selu_": (Calls(lambda x: torch.selu_(x.clone())), "selu"),
@@ -221,6 +222,19 @@ def test_softmax_without_a_dimension(shape, dim):
     x.select(dim, 1).fill_(100.0)
     row = seen(Calls(functional.softmax), x)[0]
     assert (row.units, row.stuck_units, row.saturated_fraction) == (shape[dim], 1, 1.0)
+
+
+def test_softmin_is_the_softmax_of_the_negative():
+    x = torch.tensor([[100.0, 0.0, 100.0], [0.0, 100.0, 0.0]])
+    row = seen(Calls(lambda y: functional.softmin(y, dim=-1)), x)[0]
+    assert (row.units, row.saturated_fraction) == (3, 0.5)
+
+
+def test_gumbel_softmax_is_over_its_own_dimension_and_never_one_hot():
+    x = torch.tensor([[1000.0, 0.0, 0.0], [1000.0, 0.0, 0.0]])
+    row = seen(Calls(lambda y: functional.gumbel_softmax(y, 0.5)), x)[0]
+    assert (row.units, row.saturated_fraction) == (3, 1.0)
+    assert len(seen(Calls(lambda y: functional.gumbel_softmax(y, 0.5, True)), x)) == 0
 
 
 class Attention(nn.Module):

@@ -101,7 +101,7 @@ def test_names_from_the_optimizer_and_from_pairs() -> None:
     assert monitor_of(pairs).names[0] == "net.0.weight"
 
 
-@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, "compile", "inside"], ids=str)
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, "compile", "inside", "both"], ids=str)
 def test_names_are_those_of_the_model_inside(wrap: Any) -> None:
     model = make_model()
     outer: nn.Module = model
@@ -109,11 +109,15 @@ def test_names_are_those_of_the_model_inside(wrap: Any) -> None:
         model[0] = torch.compile(model[0], backend="eager")  # type: ignore[call-overload]
     elif wrap == "compile":
         outer = torch.compile(model, backend="eager")  # type: ignore[assignment]
+    elif wrap == "both":
+        outer = torch.compile(torch.nn.DataParallel(model), backend="eager")  # type: ignore[assignment]
     else:
         outer = wrap(model)
     optimizer = gradstat.attach(sgd(model), outer)
     train(model, optimizer, 1)
     assert monitor_of(optimizer).names == ("0.weight", "0.bias", "2.weight", "2.bias")
+    assert gradstat.grad_stats(outer).names == monitor_of(optimizer).names
+    assert gradstat.tensor_stats(outer).names == monitor_of(optimizer).names
 
 
 # ---- arguments -----------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import copy
 import io
 import math
 import pickle
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -169,13 +171,46 @@ def test_a_checkpoint_from_before_the_first_step() -> None:
     assert monitor_of(optimizer).step == 2
 
 
-def test_a_checkpoint_of_another_version_is_left_out() -> None:
-    model = make_model()
-    optimizer = gradstat.attach(OPTIMIZERS["sgd-loop"](model.parameters()), model, clip="auto")
+MALFORMED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "another version": (
+        lambda saved: saved | {"version": 99},
+        r"it is of version 99 and this gradstat reads version 1",
+    ),
+    "no dict": (lambda _: 7, "TypeError"),
+    "nothing": (lambda _: {}, "KeyError: 'version'"),
+    "without step": (lambda saved: saved.pop("step") and saved, "KeyError: 'step'"),
+    "step": (lambda saved: saved | {"step": "many"}, "invalid literal for int"),
+    "tables": (lambda saved: saved | {"tables": torch.ones(3)}, r"is one of \(3,\)"),
+    "too few tables": (lambda saved: saved | {"tables": saved["tables"][:1]}, r"is one of \(1, "),
+    "no tables": (lambda saved: saved | {"tables": None}, "cannot be read"),
+    "decisions": (lambda saved: saved | {"decisions": {}}, "cannot be read"),
+    "names": (lambda saved: saved | {"names": None}, "TypeError"),
+    "clipper": (lambda saved: saved | {"clipper": None}, "TypeError"),
+    "policy": (lambda saved: saved | {"clipper": {"state": None}}, "KeyError: 'policy'"),
+    "policy's state": (
+        lambda saved: saved | {"clipper": saved["clipper"] | {"state": torch.ones(2, 2)}},
+        r"is one of \(2, 2\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "reason"), MALFORMED.values(), ids=MALFORMED)
+def test_a_state_that_cannot_be_read_is_left_out(spoil: Any, reason: str) -> None:
+    model, other = make_model(), make_model()
+    optimizer = gradstat.attach(OPTIMIZERS["adamw-loop"](model.parameters()), model, clip="auto")
+    train(model, optimizer, 3)
     state = optimizer.state_dict()
-    state["gradstat"]["version"] = 99
-    with pytest.warns(UserWarning, match="of version 99 and this gradstat reads version 1"):
-        optimizer.load_state_dict(state)
+    state["gradstat"] = spoil(state["gradstat"])
+    fresh = gradstat.attach(OPTIMIZERS["adamw-loop"](other.parameters()), other, clip="auto")
+    with pytest.warns(UserWarning, match="cannot be read.*take nothing from it") as words:
+        fresh.load_state_dict(state)
+    assert len(words) == 1
+    assert re.search(reason, str(words[0].message))
+    assert same_bits(optimizer_tensors(fresh), optimizer_tensors(optimizer))
+    assert monitor_of(fresh).step == 0
+    assert monitor_of(fresh).skipped_steps == 0
+    train(other, fresh, 2)
+    assert list(monitor_of(fresh).recorded_steps) == [1, 2]
 
 
 def test_a_policy_of_ones_own_is_recognised() -> None:

@@ -237,6 +237,36 @@ def test_observe_takes_numbers_and_tensors() -> None:
     assert monitor.observed("unknown") == []
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("name", ["inputs", "outputs", "other"])
+@pytest.mark.parametrize("kind", ["meta", "nested"])
+def test_observed_tensors_without_numbers_are_refused(name: str, kind: str) -> None:
+    _, optimizer = attached()
+    monitor = monitor_of(optimizer)
+    tensor = torch.ones(3, device="meta")
+    if kind == "nested":
+        tensor = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    with pytest.raises(gradstat.UnsupportedTensorError, match=f"{kind} tensor"):
+        monitor.observe(metric=1.0, **{name: tensor})
+    assert monitor.observed("metric") == []
+
+
+def test_a_loss_without_a_number_is_not_known() -> None:
+    _, optimizer = attached()
+    monitor = monitor_of(optimizer)
+    monitor.observe(loss=torch.ones((), device="meta"))
+    monitor.observe(loss=1.0)
+    assert np.isnan(monitor.evidence().loss.values).tolist() == [True, False]
+
+
+def test_an_unfit_tensor_leaves_nothing_behind() -> None:
+    _, optimizer = attached()
+    monitor = monitor_of(optimizer)
+    with pytest.raises(gradstat.UnsupportedTensorError, match="float8"):
+        monitor.observe(metric=1.0, other=torch.ones(3).to(torch.float8_e5m2))
+    assert monitor.observed("metric") == []
+
+
 def test_what_was_observed_does_not_change_with_the_tensor() -> None:
     _, optimizer = attached()
     monitor = monitor_of(optimizer)
@@ -345,3 +375,17 @@ def test_memory_is_bounded() -> None:
 
     first = peak(8 * 80)  # the probes are thinned out twice
     assert peak(8 * 80) <= 1.02 * first  # other tests leave a little behind
+
+
+def test_probing_that_gives_up_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    weight = torch.nn.Parameter(torch.ones(3).to(torch.float8_e5m2), requires_grad=False)
+    model = make_model()
+    model.register_parameter("eighth", weight)
+    optimizer = gradstat.attach(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    train(model, optimizer, 3)
+    (record,) = [r for r in caplog.records if "probes no step" in r.message]
+    assert "'eighth'" in record.message or "float8" in record.message
+    covered = monitor_of(optimizer).coverage()
+    assert covered["parameters-not-updating"].startswith("needs steps (not probed: ")
+    assert "float8" in covered["parameters-not-updating"]
+    assert monitor_of(optimizer).step == 3

@@ -141,7 +141,8 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there(path: Path) -> None:
-    with pytest.raises(gradstat.RunNotFoundError, match=r"run\.db, where there is no file") as error:
+    missing = r"run\.db, where there is no file"
+    with pytest.raises(gradstat.RunNotFoundError, match=missing) as error:
         gradstat.open_run(path)
     assert isinstance(error.value, FileNotFoundError | gradstat.RunLogError)
     assert not path.exists()

@@ -259,6 +259,13 @@ def test_a_copy_can_be_scheduled_and_hooked() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.05
 
 
+def test_a_wrapper_whose_optimizer_is_detached_prints() -> None:
+    _, optimizer = wrapped()
+    assert "Monitor(step=0" in repr(optimizer)
+    gradstat.detach(optimizer.inner)
+    assert "detached" in repr(optimizer)
+
+
 def test_errors() -> None:
     with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer"):
         gradstat.GradStatOptimizer(make_model())  # type: ignore[arg-type]

@@ -23,6 +23,8 @@ ACTIVATIONS |= {
     "log_sigmoid": KINDS[ALIASES["log_sigmoid"]],
     "special_expit": KINDS["sigmoid"],
     "special_softmax": KINDS["softmax"],
+    "softmin": KINDS["softmax"],
+    "gumbel_softmax": KINDS["softmax"],
     "special_log_softmax": KINDS["log_softmax"],
 }
 """Kinds by ``__name__`` of the torch functions and tensor methods that compute them."""

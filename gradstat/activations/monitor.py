@@ -22,7 +22,7 @@ from gradstat.activations.watch import (
     modules_in_call,
 )
 from gradstat.activations.windows import Call, Windows
-from gradstat.errors import ArgumentTypeError, ArgumentValueError
+from gradstat.errors import ArgumentTypeError, ArgumentValueError, GradstatError
 
 
 class ActivationMonitor:
@@ -266,8 +266,21 @@ class _Hook:
         if not torch.compiler.is_compiling():
             self._function(model)
 
+    @property
+    def __name__(self) -> str:
+        """Asked for by nobody but `torch.jit.script`, which cannot take a hook of Python."""
+        raise _UnscriptableError(
+            "a model must not be watched when torch.jit.script takes it, got one whose activations "
+            "are counted; script it before gradstat.attach, or end the watching first: "
+            "optimizer.gradstat.activations.remove()"
+        )
+
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (nullcontext(), "__exit__")
+
+
+class _UnscriptableError(GradstatError, AttributeError):
+    """An `AttributeError`, so that those who ask for a name with a default get the default."""
 
 
 def _inner(model: nn.Module) -> nn.Module:

@@ -157,6 +157,8 @@ class Watcher(TorchFunctionMode):
         layer = self._layers.before(args, kwargs)
         n_dims = output.dim()
         if kind.by_position:
+            if kwargs.get("hard"):  # of gumbel_softmax: one-hot, whatever went in
+                return
             dim = summed_dim(output, args, kwargs)
             is_attention = layer is not None and layer.is_scores and dim == n_dims - 1
             if self._attention or not is_attention:

@@ -46,6 +46,7 @@ class Clipper:
 
         self._coefficients: Tensor | None = None
 
+    @torch.inference_mode(False)
     def bind(self, names: Sequence[str], device: torch.device) -> None:
         """Make room for these parameters on this device; keep what is known of the ones that stay.
 

@@ -88,5 +88,8 @@ def coverage(run: Evidence, rules: Sequence[Rule] = RULES) -> dict[str, str]:
             if not missing:
                 found[code] = "judged"
             else:
-                found.setdefault(code, "needs " + " and ".join(missing))
+                why = (
+                    f" (not probed: {run.unprobed})" if "steps" in missing and run.unprobed else ""
+                )
+                found.setdefault(code, "needs " + " and ".join(missing) + why)
     return dict(sorted(found.items()))

@@ -166,7 +166,8 @@ class ModelFacts:
     """Parameters that do not require a gradient."""
 
     forgotten: tuple[str, ...]
-    """Parameters that require a gradient, and have one, but are in no group of the optimizer."""
+    """Parameters that require a gradient and have one, that are in no group of the optimizer, and
+    that nobody else has changed."""
 
     n_strangers: int
     """Parameters of the optimizer that are not the model's."""
@@ -221,6 +222,9 @@ class Evidence:
     skipped_steps: int = 0
     accumulated_steps: int = 0
     """Steps whose gradients had been added to those of the step before."""
+
+    unprobed: str = ""
+    """Why no steps are probed any more, where that is so."""
 
     @cached_property
     def observed(self) -> frozenset[str]:

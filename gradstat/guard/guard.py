@@ -353,7 +353,7 @@ class Guard:
         self._monitor._clipper.ceiling = None
         self._is_active, self.lr_factor, self.should_stop = False, 1.0, False
         after = {"lr_factor": 1.0, "max_norm": None}
-        because = "the script asked for it"
+        because = "as the script asked"
         self._record(GuardAction(self._monitor.step, "release", "", because, before, after))
 
     def _rates(self) -> list[float]:

@@ -161,8 +161,9 @@ class GuardAction:
         return dict(vars(self))
 
     def __str__(self) -> str:
+        cause = f"because of {self.cause}: {self.because}" if self.cause else self.because
         return (
-            f"{self.action} after step {self.step} because of {self.cause}: {self.because}; "
+            f"{self.action} after step {self.step} {cause}; "
             f"{_plain(self.before)} -> {_plain(self.after)}"
         )
 

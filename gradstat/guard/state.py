@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradstat._names import plain_name
 from gradstat.errors import ArgumentValueError
 
 VERSION = 1
@@ -97,7 +98,7 @@ class RunState:
         known = set()
         for name, parameter in self._model.named_parameters() if self._model is not None else ():
             known.add(id(parameter))
-            yield name.replace("_orig_mod.", ""), parameter
+            yield plain_name(name), parameter
         for index, group in enumerate(self.optimizer.param_groups):
             for place, parameter in enumerate(group["params"]):
                 if id(parameter) not in known:
@@ -107,7 +108,7 @@ class RunState:
     def _buffers(self) -> Iterator[tuple[str, Tensor]]:
         """Yield all buffers, those that the model's ``state_dict`` leaves out too."""
         for name, buffer in self._model.named_buffers() if self._model is not None else ():
-            yield name.replace("_orig_mod.", ""), buffer
+            yield plain_name(name), buffer
 
 
 def is_whole(state: dict[str, Any]) -> bool:
