@@ -63,11 +63,17 @@ class Probes:
         self._stride = FIRST_STRIDE
         self._under_way: Probe | None = None
         self._before: Sequence[Tensor] = ()
-        self._has_failed = False
+        self._has_stopped = False
+
+    def stop(self) -> None:
+        """Probe no step from now on, and forget those that were."""
+        self._has_stopped = True
+        self._under_way = None
+        self.kept.clear()
 
     def is_due(self, step: int) -> bool:
         """Whether the step of this number is probed."""
-        if self._has_failed:
+        if self._has_stopped:
             return False
         return step <= FIRST_STEPS or step % self._stride == 0
 
@@ -132,9 +138,7 @@ class Probes:
         try:
             yield
         except (GradstatError, RuntimeError):  # NotImplementedError of torch's is one
-            self._has_failed = True
-            self._under_way = None
-            self.kept.clear()
+            self.stop()
 
 
 def _slices(parameters: Sequence[Tensor]) -> list[Tensor]:
