@@ -3,66 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gradstat.overhead import models
+
 Made = tuple[nn.Module, Callable[[], Tensor]]
 
 
 def many_layers() -> Made:
-    """Return an MLP of 200 layers of 32 units: 400 small parameters."""
-    layers: list[nn.Module] = []
-    for _ in range(200):
-        layers += [nn.Linear(32, 32), nn.Tanh()]
-    model = nn.Sequential(*layers)
+    """Return the MLP with a batch of 64."""
+    model = models.many_layers()
     inputs = torch.randn(64, 32)
     return model, lambda: model(inputs).square().mean()
 
 
 def small_cnn() -> Made:
-    """Return a convolutional network of 0.3 million parameters on images of 32 x 32."""
-    channels = [3, 32, 64, 128, 128]
-    layers: list[nn.Module] = []
-    for first, second in pairwise(channels):
-        layers += [nn.Conv2d(first, second, 3, stride=2, padding=1), nn.BatchNorm2d(second)]
-        layers += [nn.ReLU()]
-    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * 4, 10))
+    """Return the convolutional network with a batch of 32 images."""
+    model = models.small_cnn()
     images, labels = torch.randn(32, 3, 32, 32), torch.randint(10, (32,))
     return model, lambda: functional.cross_entropy(model(images), labels)
 
 
-class GPT(nn.Module):
-    """A decoder-only transformer of 10.8 million parameters."""
-
-    def __init__(self, vocabulary: int = 256, width: int = 384, depth: int = 6) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(vocabulary, width)
-        self.positions = nn.Embedding(64, width)
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                width, 6, 4 * width, dropout=0.0, batch_first=True, norm_first=True
-            )
-            for _ in range(depth)
-        )
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, vocabulary, bias=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        length = tokens.shape[1]
-        hidden = self.tokens(tokens) + self.positions.weight[:length]
-        mask = nn.Transformer.generate_square_subsequent_mask(length)
-        for block in self.blocks:
-            hidden = block(hidden, src_mask=mask, is_causal=True)
-        logits: Tensor = self.head(self.norm(hidden))
-        return logits
-
-
 def small_gpt() -> Made:
     """Return the transformer with a batch of 4 sequences of 64 bytes."""
-    model = GPT()
+    model = models.GPT()
     tokens = torch.randint(256, (4, 65))
     return model, lambda: functional.cross_entropy(
         model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()

@@ -2,6 +2,8 @@
 
 from importlib import metadata as _metadata
 
+from gradstat import records as records
+from gradstat import sinks as sinks
 from gradstat.activations import (
     ActivationMonitor,
     ActivationStats,
@@ -53,6 +55,7 @@ from gradstat.lr_range import LrRangeResult, lr_range_test
 from gradstat.monitor import Monitor
 from gradstat.noise import NoiseScale, noise_scale
 from gradstat.optimizer import attach, detach
+from gradstat.overhead import OverheadReport, measure_overhead
 from gradstat.plots import plot_clip, plot_grad_flow, plot_heatmap, plot_update_ratio
 from gradstat.report import Report, compare_runs, make_report
 from gradstat.runlog import Run, open_run
@@ -90,6 +93,7 @@ __all__ = [
     "NativeModuleError",
     "NoiseScale",
     "NonFiniteNormError",
+    "OverheadReport",
     "PerLayer",
     "Policy",
     "Report",
@@ -118,6 +122,7 @@ __all__ = [
     "grad_stats",
     "lr_range_test",
     "make_report",
+    "measure_overhead",
     "noise_scale",
     "open_run",
     "plot_clip",

@@ -71,6 +71,12 @@ class Probes:
         self.failure = ""
         """Why nothing is probed any more, where that is so."""
 
+    def stop(self, why: str) -> None:
+        """Probe no step from now on, and forget those that were."""
+        self.failure = why
+        self._under_way = None
+        self.kept.clear()
+
     def is_due(self, step: int) -> bool:
         """Whether the step of this number is probed."""
         if self.failure:
@@ -143,10 +149,8 @@ class Probes:
         try:
             yield
         except (GradstatError, RuntimeError) as error:  # NotImplementedError of torch's is one
-            self.failure = str(error).split("\n", maxsplit=1)[0]
+            self.stop(str(error).split("\n", maxsplit=1)[0])
             _logger.warning("gradstat probes no step of this run any more: %s", self.failure)
-            self._under_way = None
-            self.kept.clear()
 
 
 def _slices(parameters: Sequence[Tensor]) -> list[Tensor]:

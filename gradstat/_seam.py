@@ -123,6 +123,10 @@ class Seam:
             self._on_nonfinite = "skip"
             self._clipper.skip_nonfinite()
 
+    def stop_probing(self) -> None:
+        """Take no probes for the diagnosis from now on."""
+        self._probes.stop("probing was stopped")
+
     # ---- the step --------------------------------------------------------------------------------
 
     def before_step(self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:

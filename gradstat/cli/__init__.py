@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from gradstat import __version__
-from gradstat.cli import compare, config, demo, plot, report, show, watch
+from gradstat.cli import bench, compare, config, demo, plot, report, show, watch
 from gradstat.cli.command import Command
 from gradstat.errors import GradstatError
 
@@ -23,6 +23,7 @@ COMMANDS: tuple[Command, ...] = (
     report.COMMAND,
     compare.COMMAND,
     plot.COMMAND,
+    bench.COMMAND,
     config.COMMAND,
 )
 
