@@ -236,7 +236,8 @@ class Seam:
 
     def _measure_and_clip(self, optimizer: Optimizer) -> None:
         recorder, clipper, parameters = self._recorder, self._clipper, self._parameters
-        overflow = amp_scalar(optimizer, "found_inf")
+        reads_scale = getattr(optimizer, "_step_supports_amp_scaling", False)
+        overflow = amp_scalar(optimizer, "found_inf") if reads_scale else None
         if overflow is not None:
             self._overflows.heard(overflow)
         is_looked_at = recorder.is_recording or self._probes.is_under_way
@@ -250,7 +251,7 @@ class Seam:
             clipper.bind(self.watched.names, batch.device)
         table, out = recorder.rows()
         is_host = _is_host(batch.device)
-        grad_scale = amp_scalar(optimizer, "grad_scale", batch.device)
+        grad_scale = amp_scalar(optimizer, "grad_scale", batch.device) if reads_scale else None
         found_inf = None if is_host else self._found_inf_for(optimizer, batch.device)
         bins = clipper.measure(
             batch,
