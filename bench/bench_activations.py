@@ -20,7 +20,8 @@ Compare = Callable[[Pair], None]
 def bench_step_with_activations(model: str, compare: Compare) -> None:
     """Ten steps, of which one is sampled, against ten that are not watched."""
     torch.manual_seed(0)
-    network, loss_of = MODELS[model]()
+    task = MODELS[model]()
+    network = task.model
 
     def make(activations: bool) -> Callable[[], None]:
         optimizer = OPTIMIZERS["AdamW fused"](network.parameters())
@@ -31,7 +32,7 @@ def bench_step_with_activations(model: str, compare: Compare) -> None:
             monitor = gradstat.ActivationMonitor(network, every=10) if activations else None
             for _ in range(10):
                 optimizer.zero_grad()
-                loss_of().backward()
+                task.loss().backward()
                 optimizer.step()
             if monitor is not None:
                 assert monitor.steps == 10

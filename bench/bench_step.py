@@ -38,7 +38,8 @@ def make_step(model_name: str, optimizer_name: str) -> Callable[..., Callable[[]
     in memory differently, which alone makes steps differ by several percent.
     """
     torch.manual_seed(0)
-    model, loss_of = MODELS[model_name]()
+    task = MODELS[model_name]()
+    model = task.model
 
     def make(*, clip: gradstat.Policy | str | None, torch_clip: bool) -> Callable[[], None]:
         optimizer = OPTIMIZERS[optimizer_name](model.parameters())
@@ -47,7 +48,7 @@ def make_step(model_name: str, optimizer_name: str) -> Callable[..., Callable[[]
 
         def step() -> None:
             optimizer.zero_grad()
-            loss_of().backward()
+            task.loss().backward()
             if torch_clip:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
             optimizer.step()

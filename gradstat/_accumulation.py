@@ -36,7 +36,10 @@ class Accumulation:
 
     def remember(self, parameters: Sequence[Tensor]) -> None:
         """Note the gradients of a step that has happened."""
-        gradient = next((p.grad for p in parameters if p.grad is not None), None)
         self._gradient = None
-        if gradient is not None and not gradient.is_inference():  # those count no versions
-            self._gradient, self._version = TensorWeakRef(gradient), gradient._version
+        for parameter in parameters:
+            gradient = parameter.grad
+            if gradient is not None:
+                if not gradient.is_inference():  # those count no versions
+                    self._gradient, self._version = TensorWeakRef(gradient), gradient._version
+                return

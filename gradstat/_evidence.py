@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,6 @@ from gradstat._batch_sample import BatchSample, TensorSample
 from gradstat._names import named_parameters
 from gradstat._observations import Observation
 from gradstat._optimizer_kind import as_number, is_scale_free
-from gradstat._others import Others
 from gradstat._probes import Probe
 from gradstat._watched import Watched
 from gradstat.activations.table import ActivationTable
@@ -31,6 +31,7 @@ from gradstat.diagnosis.evidence import (
 )
 
 Floats = NDArray[np.float64]
+NamedModules = Sequence[tuple[str, nn.Module]]
 
 
 class Facts(NamedTuple):
@@ -45,10 +46,12 @@ def facts_of(optimizer: Optimizer, watched: Watched) -> Facts:
     """Return them as they are now. Synchronises where a learning rate is a tensor."""
     watched.refresh(optimizer.param_groups)
     model = watched.model
+    modules = list(model.named_modules()) if model is not None else []
+    forgotten = watched.others.forgotten(model, optimizer.param_groups) if model is not None else ()
     return Facts(
-        layers_of(watched.names, optimizer, model, watched.parameters(optimizer.param_groups)),
+        layers_of(watched.names, optimizer, modules, watched.parameters(optimizer.param_groups)),
         optimizer_facts(optimizer),
-        model_facts(model, optimizer, watched.others) if model is not None else None,
+        None if model is None else model_facts(model, modules, optimizer, forgotten),
     )
 
 
@@ -66,24 +69,30 @@ def curve_of(observations: Iterable[Observation]) -> Curve:
 
 def probes_of(kept: Sequence[Probe], n_layers: int) -> Probes:
     """Return the finished probes as arrays. Synchronises once for each kind of table."""
-    done = [probe for probe in kept if probe.updates is not None]
-    missing = torch.full((n_layers + 1, _kernels.NUM_COLUMNS), torch.nan, dtype=torch.float64)
+    done = [probe for probe in kept if probe.changes is not None]
 
-    def stacked(tables: list[Tensor | None]) -> Floats:
+    def stacked(tables: list[Tensor | None], n_rows: int) -> Floats:
+        """Return tables without their totals."""
         if not tables:
-            return np.zeros((0, n_layers, _kernels.NUM_COLUMNS))
+            return np.zeros((0, n_rows, _kernels.NUM_COLUMNS))
+        missing = torch.full((n_rows + 1, _kernels.NUM_COLUMNS), torch.nan, dtype=torch.float64)
         device = next((t.device for t in tables if t is not None), torch.device("cpu"))
         filled = [missing.to(device) if t is None else t for t in tables]
         host: Floats = torch.stack(filled).cpu().numpy()
         return host[:, :-1]
 
+    gradients = stacked([probe.gradients for probe in done], n_layers)
+    changes = stacked([probe.changes for probe in done], 2 * n_layers)
+    slices = gradients
+    if any(probe.slices is not None for probe in done):
+        slices = stacked([p.gradients if p.slices is None else p.slices for p in done], n_layers)
     return Probes(
         steps=np.array([probe.step for probe in done], np.int64),
         lrs=np.array([[as_number(lr) for lr in probe.lrs] for probe in done], np.float64, ndmin=2),
-        gradients=stacked([probe.gradients for probe in done]),
-        weights=stacked([probe.weights for probe in done]),
-        slices=stacked([p.gradients if p.slices is None else p.slices for p in done]),
-        updates=stacked([probe.updates for probe in done]),
+        gradients=gradients,
+        weights=changes[:, :n_layers],
+        slices=slices,
+        updates=changes[:, n_layers:],
     )
 
 
@@ -110,24 +119,29 @@ def batch_of(sample: BatchSample) -> Batch:
 
 
 def layers_of(
-    names: Sequence[str], optimizer: Optimizer, model: nn.Module | None, watched: Sequence[Tensor]
+    names: Sequence[str], optimizer: Optimizer, modules: NamedModules, watched: Sequence[Tensor]
 ) -> tuple[Layer, ...]:
     """Return what is known of each watched parameter."""
     owners: dict[int, str] = {}
-    for module in model.modules() if model is not None else ():
-        for parameter in module.parameters(recurse=False):
+    for _, module in modules:
+        for parameter in module._parameters.values():
             owners.setdefault(id(parameter), type(module).__name__)
     groups = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
     return tuple(
         Layer(
             name=name,
             shape=tuple(parameter.shape),
-            epsilon=torch.finfo(parameter.dtype).eps,
+            epsilon=_epsilon(parameter.dtype),
             module=owners.get(id(parameter), ""),
             group=groups.get(id(parameter), 0),
         )
         for name, parameter in zip(names, watched, strict=True)
     )
+
+
+@cache
+def _epsilon(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
 
 
 def sites_of(table: ActivationTable) -> tuple[Site, ...]:
@@ -160,22 +174,21 @@ def optimizer_facts(optimizer: Optimizer) -> OptimizerFacts:
     )
 
 
-def model_facts(model: nn.Module, optimizer: Optimizer, others: Others) -> ModelFacts:
-    """Return what the rules ask of a model. Synchronises where others have gradients."""
+def model_facts(
+    model: nn.Module, modules: NamedModules, optimizer: Optimizer, forgotten: tuple[str, ...]
+) -> ModelFacts:
+    """Return what the rules ask of a model."""
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     named = named_parameters(model)
     own = {id(p) for _, p in named}
-    leaves = [module for module in model.modules() if not module._modules]
     return ModelFacts(
-        modules=tuple(type(leaf).__name__ for leaf in leaves),
+        modules=tuple(type(module).__name__ for _, module in modules if not module._modules),
         n_parameters=sum(p.numel() for _, p in named),
         frozen=tuple(name for name, p in named if not p.requires_grad),
-        forgotten=others.forgotten(model, optimizer.param_groups),
+        forgotten=forgotten,
         n_strangers=len(stepped - own),
         n_own=len(stepped & own),
-        dropout=max(
-            (float(getattr(m, "p", 0.0)) for m in model.modules() if _drops(m)), default=0.0
-        ),
+        dropout=max((float(getattr(m, "p", 0.0)) for _, m in modules if _drops(m)), default=0.0),
     )
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +28,7 @@ MAX_SAMPLES = 40
 Scalar = float | Tensor
 
 
-@dataclass(frozen=True)
-class Observation:
+class Observation(NamedTuple):
     """A value that the training script told the monitor."""
 
     step: int
@@ -111,16 +109,18 @@ class Observations:
         batch: dict[str, Tensor] = {}
         tensors: dict[str, Tensor] = {}
         for name, given in values.items():
-            value = first_tensor(given) if name in BATCH_NAMES else given
+            value = given
+            if name in BATCH_NAMES and not isinstance(given, Tensor):
+                value = first_tensor(given)
             if value is None:
                 continue
-            if isinstance(value, bool | int | float | np.number | np.bool_):
+            if not isinstance(value, Tensor):
+                if not isinstance(value, bool | int | float | np.number | np.bool_):
+                    raise ArgumentTypeError(
+                        f"observe({name}=...) must be a number or a tensor, got "
+                        f"{type(value).__name__}; pass for example loss=loss"
+                    )
                 scalars[name] = float(value)
-            elif not isinstance(value, Tensor):
-                raise ArgumentTypeError(
-                    f"observe({name}=...) must be a number or a tensor, got "
-                    f"{type(value).__name__}; pass for example loss=loss"
-                )
             elif name in BATCH_NAMES and (value.is_meta or value.is_nested):
                 raise UnsupportedTensorError(
                     f"observe({name}=...) must be a tensor with numbers in memory, got a "
@@ -134,7 +134,10 @@ class Observations:
                 tensors[name] = value
         measured = {name: _table(name, tensors[name]) for name in tensors if is_probed}
         for name, scalar in scalars.items():
-            self._series.setdefault(name, Series()).add(Observation(step, scalar))
+            series = self._series.get(name)
+            if series is None:
+                self._series[name] = series = Series()
+            series.add(Observation(step, scalar))
         if not is_probed:
             return
         for name, table in measured.items():

@@ -1,6 +1,6 @@
 """What diagnosis looks at: a bounded number of steps, spread over the whole run.
 
-On a probed step the gradients' table is kept, with the tables of the weights and of their change.
+On a probed step the gradients' table is kept, with one of the weights and of their change.
 The first steps are all probed, then one in `FIRST_STRIDE`. Whenever `CAPACITY` probes are there,
 every second one is dropped and the stride doubles: a run of any length has between half the
 capacity and the capacity, and what probing costs a step falls as the run goes on.
@@ -35,16 +35,13 @@ _logger = logging.getLogger("gradstat")
 
 @dataclass
 class Probe:
-    """What was measured in one step; every table has the totals in its last row."""
+    """What was measured in one step."""
 
     step: int
     """Number of the step, the run's first being 1."""
 
     lrs: tuple[float | Tensor, ...]
     """Learning rate of each group of the optimizer."""
-
-    weights: Tensor
-    """Table of the parameters before the step, (n + 1, 12); of large ones, of their slices."""
 
     slices: Tensor | None = None
     """Table of those slices of the gradients, (n + 1, 12), in the unit they came in; None where no
@@ -53,8 +50,9 @@ class Probe:
     gradients: Tensor | None = None
     """Table of the whole gradients, (n + 1, 12), in true units; None: there were none."""
 
-    updates: Tensor | None = None
-    """Table of the change of the parameters' slices; None while the step is under way."""
+    changes: Tensor | None = None
+    """Table of the parameters before the step, of large ones of their slices, and then of their
+    change in it: (2 n + 1, 12). None while the step is under way."""
 
 
 class Probes:
@@ -68,6 +66,7 @@ class Probes:
         self._stride = FIRST_STRIDE
         self._under_way: Probe | None = None
         self._before: Sequence[Tensor] = ()
+        self._has_large = False
         self.failure = ""
         """Why nothing is probed any more, where that is so."""
 
@@ -111,11 +110,11 @@ class Probes:
         self.names = names
         if not parameters:
             return
-        slices = _slices(parameters)
+        self._has_large = any(_is_large(parameter) for parameter in parameters)
         lrs = tuple(_frozen(group.get("lr", float("nan"))) for group in groups)
         with self._or_not_at_all():
-            self._under_way = Probe(step, lrs, _table(slices))
-            self._before = torch._foreach_mul(slices, 1.0)
+            self._before = torch._foreach_mul(self._slices(parameters), 1.0)
+            self._under_way = Probe(step, lrs)
 
     def put_gradients(self, table: Tensor, parameters: Sequence[Tensor]) -> None:
         """Keep the table of this step's gradients, if the step is probed."""
@@ -123,7 +122,7 @@ class Probes:
         if probe is None:
             return
         probe.gradients = table.clone()
-        if any(parameter.numel() > SLICE_ELEMENTS for parameter in parameters):
+        if self._has_large:
             gradients = [parameter.grad for parameter in parameters]
             probe.slices = _table([None if g is None else _slice(g) for g in gradients])
 
@@ -133,11 +132,11 @@ class Probes:
         before, self._before = self._before, ()
         if probe is None:
             return
-        slices = _slices(parameters)
+        slices = self._slices(parameters)
         if [old.shape for old in before] != [new.shape for new in slices]:
             return
         with self._or_not_at_all():
-            probe.updates = _table(torch._foreach_sub(slices, list(before)))
+            probe.changes = _table([*before, *torch._foreach_sub(slices, list(before))])
             self.kept.append(probe)
         if len(self.kept) >= CAPACITY:
             self._stride *= 2
@@ -147,21 +146,24 @@ class Probes:
     def _or_not_at_all(self) -> Iterator[None]:
         """Give up probing where parameters cannot be measured: a step must not fail for it."""
         try:
-            yield
+            with torch.no_grad():
+                yield
         except (GradstatError, RuntimeError) as error:  # NotImplementedError of torch's is one
             self.stop(str(error).split("\n", maxsplit=1)[0])
             _logger.warning("gradstat probes no step of this run any more: %s", self.failure)
 
+    def _slices(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        if not self._has_large:
+            return list(parameters)
+        return [_slice(parameter) for parameter in parameters]
 
-def _slices(parameters: Sequence[Tensor]) -> list[Tensor]:
-    return [_slice(parameter) for parameter in parameters]
+
+def _is_large(tensor: Tensor) -> bool:
+    return tensor.numel() > SLICE_ELEMENTS and tensor.layout is torch.strided
 
 
 def _slice(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    if tensor.layout is not torch.strided or tensor.numel() <= SLICE_ELEMENTS:
-        return tensor
-    return tensor.flatten()[:SLICE_ELEMENTS]
+    return tensor.detach().flatten()[:SLICE_ELEMENTS] if _is_large(tensor) else tensor
 
 
 def _frozen(lr: Any) -> float | Tensor:

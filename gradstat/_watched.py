@@ -60,11 +60,12 @@ class Watched:
 
         A parameter that is exchanged in its place keeps its name.
         """
-        if len(groups) == len(self._lists) and all(
-            group["params"] is known and len(known) == count
-            for group, (known, count) in zip(groups, self._lists, strict=True)
-        ):
-            return
+        if len(groups) == len(self._lists):
+            for group, (known, count) in zip(groups, self._lists, strict=True):
+                if group["params"] is not known or len(known) != count:
+                    break
+            else:
+                return
         self._lists = [(group["params"], len(group["params"])) for group in groups]
         all_names = self.all_names(groups)
         places: dict[int, int] = {}

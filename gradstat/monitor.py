@@ -140,12 +140,15 @@ class Monitor(Readings):
         self._callbacks.append(callback)
         return callback
 
-    def call_back(self) -> None:
-        """Run the callbacks of `on_step`."""
-        if self._activations is not None and self.step == 1:
+    def end_step(self) -> None:
+        """Run the callbacks of `on_step`, then look at the run if it is time."""
+        step = self._recorder.step
+        if self._activations is not None and step == 1:
             self._first_activations = self._activations.table()
         for callback in self._callbacks:
             callback(self)
+        if self._rounds.is_due(step):
+            self._rounds.tell(self.diagnose)
 
     # ---- diagnosis -------------------------------------------------------------------------------
 
@@ -230,11 +233,6 @@ class Monitor(Readings):
         """
         self._rounds.callbacks.append(callback)
         return callback
-
-    def make_rounds(self) -> None:
-        """Look at the run, if it is time, and tell of what is new."""
-        if self._rounds.is_due(self.step):
-            self._rounds.tell(self.diagnose)
 
     # ---- checkpoints -----------------------------------------------------------------------------
 

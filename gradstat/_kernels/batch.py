@@ -15,6 +15,7 @@ from gradstat._readable import Readable, make_readable
 
 NameOf = Callable[[int], str]
 
+_CPU = torch.device("cpu")
 _WIDE_DTYPES = (torch.float64, torch.complex128)
 
 
@@ -23,7 +24,7 @@ def describe_position(index: int) -> str:
     return f"tensor {index}"
 
 
-@dataclass
+@dataclass(slots=True)
 class Part:
     """The tensors of a batch that lie on one device; at all other positions it has none."""
 
@@ -46,7 +47,7 @@ class Part:
         return objects
 
 
-@dataclass
+@dataclass(slots=True)
 class Batch:
     """The tensors of one call, by device; the first part is the first tensor's device."""
 
@@ -67,12 +68,13 @@ class Batch:
     @property
     def is_empty(self) -> bool:
         """Whether every tensor is missing."""
-        return all(
-            part.tensors.n_present == 0
-            if part.native
-            else not any(tensor is not None for tensor in part.objects)
-            for part in self.parts
-        )
+        for part in self.parts:
+            if part.native:
+                if part.tensors.n_present:
+                    return False
+            elif any(tensor is not None for tensor in part.objects):
+                return False
+        return True
 
     @property
     def note(self) -> str:
@@ -127,10 +129,8 @@ def gather(
         if repeated:
             raise RepeatedError(repeated)
     if not tensors.irregular:
-        device = torch.device("cpu")
-        if tensors.on_cuda:
-            device = torch.device("cuda", tensors.device_index)
-        if _kernel_device(device):
+        device = torch.device("cuda", tensors.device_index) if tensors.on_cuda else _CPU
+        if device is _CPU or _kernel_device(device):
             dtype = torch.float64 if tensors.has_f64 else torch.float32
             return Batch([Part(device, tensors, {})], len(tensors), None, dtype)
     originals: list[Tensor | None] = tensors.objects

@@ -185,7 +185,8 @@ def moments_and_clip(
     part = batch.parts[0]
     if len(batch.parts) == 1 and part.native:
         _, bins = _launch(part, batch.size, histogram, clip, table)
-        _correct_sparse_rows(table, part.readable)
+        if part.readable:
+            _correct_sparse_rows(table, part.readable)
         return bins
     measured, bins = moments(batch, histogram=histogram)
     table.copy_(measured)

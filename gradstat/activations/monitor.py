@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from types import TracebackType
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from gradstat._capture import is_capturing
 from gradstat._warnings import warn_user
@@ -36,8 +38,9 @@ class ActivationMonitor:
     counts them, and of the calls of a sampled step all those that record gradients are watched.
     With ``gradstat.attach(..., activations=True)`` each step of the optimizer calls it.
 
-    On other steps a call of the model costs a test of one integer. Nothing of a run is changed, no
-    activation is kept, and what goes wrong ends in one warning. A copy (`copy.deepcopy`, pickle)
+    On other steps a call of the model costs a test of one integer, and nothing where `step` counts
+    them: there are no hooks on the model then. Nothing of a run is changed, no activation is kept,
+    and what goes wrong ends in one warning. A copy (`copy.deepcopy`, pickle)
     keeps its table and watches nothing.
 
     Memory on the activations' device: 48 bytes for each unit and 192 for each site.
@@ -102,11 +105,9 @@ class ActivationMonitor:
                 "gradstat sees no activation of a model that is compiled as a whole; compile its "
                 "parts instead, and the activations between them are seen"
             )
-        self._handles = [
-            model.register_forward_pre_hook(_Hook(self._before)),
-            # Of two monitors the one that began last ends first.
-            model.register_forward_hook(_Hook(self._after), prepend=True, always_call=True),
-        ]
+        self._model: Callable[[], nn.Module | None] = weakref.ref(model)
+        self._handles: list[RemovableHandle] = []
+        self._put_on()
 
     # ---- what the training script calls ----------------------------------------------------------
 
@@ -129,9 +130,16 @@ class ActivationMonitor:
 
     def step(self) -> None:
         """Count a step; calls of the model are not counted any more. Does not synchronise."""
-        self._end_interrupted()
-        self.count_steps()
+        if getattr(self._local, "watcher", None) is not None:
+            self._end_interrupted()
+        if self._counts_calls:
+            self.count_steps()
         self._tick()
+        if self._wait:
+            if self._handles:
+                self._take_off()
+        elif not self._handles and not self._has_ended:
+            self._put_on()
 
     def count_steps(self) -> None:
         """Let steps be what `step` counts, from the one under way. Does not synchronise."""
@@ -157,7 +165,13 @@ class ActivationMonitor:
         self.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_has_ended": True, "_handles": [], "_local": None, "_busy": None}
+        return self.__dict__ | {
+            "_has_ended": True,
+            "_handles": [],
+            "_local": None,
+            "_busy": None,
+            "_model": None,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state | {"_local": threading.local(), "_busy": threading.Lock()}
@@ -182,7 +196,7 @@ class ActivationMonitor:
                 watcher.depth -= 1
                 return
             self._end()
-        if self._has_ended:
+        if self._has_ended or (self._wait and not self._counts_calls):
             self._take_off()
         elif self._counts_calls and not in_backward():
             self._tick()
@@ -248,11 +262,21 @@ class ActivationMonitor:
         if watcher is not None and not _calls_under_way(watcher.model):
             self._end()
 
+    def _put_on(self) -> None:
+        model = self._model()
+        if model is not None:
+            self._handles = [
+                model.register_forward_pre_hook(_Hook(self._before)),
+                # Of two monitors the one that began last ends first.
+                model.register_forward_hook(_Hook(self._after), prepend=True, always_call=True),
+            ]
+
     def _take_off(self) -> None:
         if getattr(self._local, "watcher", None) is not None or self._busy.locked():
             return  # the end of the watched call, in this thread or another, comes back here
         for handle in self._handles:
             handle.remove()
+        self._handles = []
 
 
 class _Hook:

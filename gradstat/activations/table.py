@@ -22,6 +22,7 @@ from gradstat.errors import ArgumentTypeError, LayerNotFoundError
 from gradstat.table import StatRow, StatTable
 
 _HEADER = ("site", "units", "dead", "low", "high", "zeros", "mean", "std")
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,17 @@ class ActivationTable:
         self._index = {entry.name: place for place, entry in enumerate(self._measured)}
         self._steps = steps
         # One copy for each device, now: the windows go on.
-        flat: dict[torch.device, list[Tensor]] = {}
+        flat: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
         for entry in self._measured:
             for part in entry.parts:
-                pieces = flat.setdefault(part.row.device, [])
-                pieces += [part.counts.double().flatten(), part.row]
+                counts, rows = flat.setdefault(part.row.device, ([], []))
+                counts.append(part.counts.view(-1))
+                rows.append(part.row)
         with torch.no_grad():
-            self._copies = {device: torch.cat(pieces) for device, pieces in flat.items()}
+            self._copies = {
+                device: torch.cat([torch.cat(rows), torch.cat(counts).double()])
+                for device, (counts, rows) in flat.items()
+            }
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,30 +88,41 @@ class ActivationTable:
     @cached_property
     def moments(self) -> StatTable:
         """The moments of all sites, as a table of kind ``"activation"`` on the CPU."""
-        rows = [row for _, row in self._host]
+        rows = []
+        for counts, parts in self._host:
+            row = torch.from_numpy(parts[0].copy())
+            if len(parts) > 1:
+                row = _fallback.merge_totals(torch.from_numpy(parts))
+            row[_fallback.ROWS] = counts.shape[1]
+            row[_fallback.DEAD_ROWS] = _dead(counts, parts)
+            rows.append(row)
         totals = _fallback.merge_totals(torch.stack(rows) if rows else torch.zeros(0, 12).double())
         return StatTable(self.names, torch.stack([*rows, totals]), kind="activation")
 
     @cached_property
-    def _host(self) -> list[tuple[NDArray[np.int64], Tensor]]:
-        """Counts (3, units) and row (12,) of each site, on the host."""
-        copies = {device: copy.cpu() for device, copy in self._copies.items()}
-        places = dict.fromkeys(copies, 0)
+    def _host(self) -> list[tuple[NDArray[np.int64], Floats]]:
+        """Counts (3, units) of each site and the rows (parts, 12) to be merged, on the host."""
+        rows: dict[torch.device, Iterator[Floats]] = {}
+        counts: dict[torch.device, NDArray[np.int64]] = {}
+        places = dict.fromkeys(self._copies, 0)
+        for device, copy in self._copies.items():
+            count = sum(p.row.device == device for entry in self._measured for p in entry.parts)
+            host = copy.cpu().numpy()
+            rows[device] = iter(host[: 12 * count].reshape(count, 12))
+            counts[device] = host[12 * count :].astype(np.int64)
         result = []
         for entry in self._measured:
-            counts, rows = [], []
+            seen: list[NDArray[np.int64]] = []
+            kept: list[Floats] = []
             for part in entry.parts:
-                device, n_counts = part.row.device, part.counts.numel()
-                start = places[device]
-                places[device] = end = start + n_counts + len(part.row)
-                counts.append(copies[device][start : start + n_counts].view(3, -1))
-                rows.append(copies[device][start + n_counts : end])
-            only = len(rows) == 1 or not rows[1][_fallback.NUMEL] > 0
-            summed = counts[0] if only else torch.stack(counts).sum(0)
-            row = rows[0].clone() if only else _fallback.merge_totals(torch.stack(rows))
-            row[_fallback.ROWS] = summed.shape[1]
-            row[_fallback.DEAD_ROWS] = (summed[0] == 0).sum() if row[_fallback.NUMEL] > 0 else 0
-            result.append((summed.long().numpy(), row))
+                device, start = part.row.device, places[part.row.device]
+                places[device] = end = start + part.counts.numel()
+                row = next(rows[device])
+                if not kept or row[_fallback.NUMEL] > 0:
+                    seen.append(counts[device][start:end])
+                    kept.append(row)
+            summed = seen[0] if len(seen) == 1 else np.sum(seen, axis=0)
+            result.append((summed.reshape(3, -1), np.array(kept)))
         return result
 
     def __len__(self) -> int:
@@ -172,8 +188,12 @@ class ActivationStats:
         return self._table._host[self._place][0]
 
     @property
-    def _row(self) -> Tensor:
+    def _parts(self) -> Floats:
         return self._table._host[self._place][1]
+
+    @property
+    def _numel(self) -> int:
+        return int(self._parts[:, _fallback.NUMEL].sum())
 
     # ---- what it is: nothing here waits for the device ----
 
@@ -225,7 +245,7 @@ class ActivationStats:
     @property
     def dead_units(self) -> int:
         """Units that no sample has activated: dead if this covers what the network is given."""
-        return int(self._row[_fallback.DEAD_ROWS])
+        return _dead(self._counts, self._parts)
 
     @property
     def dead_fraction(self) -> float:
@@ -253,20 +273,18 @@ class ActivationStats:
         """Share of elements that are saturated; of softmax, share of positions. NaN if empty."""
         if self._entry.kind.by_position:
             return self.high_fraction
-        numel = int(self._row[_fallback.NUMEL])
-        return (self.saturated_low + self.saturated_high) / numel if numel else float("nan")
+        return int(self._counts[1:].sum()) / self._numel if self._numel else float("nan")
 
     @property
     def low_fraction(self) -> float:
         """Share of elements that are saturated low; NaN where there is none."""
-        numel = int(self._row[_fallback.NUMEL])
-        return self.saturated_low / numel if numel else float("nan")
+        return self.saturated_low / self._numel if self._numel else float("nan")
 
     @property
     def high_fraction(self) -> float:
         """Share of elements that are saturated high; of softmax, share of positions."""
         by_position = self._entry.kind.by_position
-        of = self._entry.positions if by_position else int(self._row[_fallback.NUMEL])
+        of = self._entry.positions if by_position else self._numel
         return self.saturated_high / of if of else float("nan")
 
     @property
@@ -296,6 +314,11 @@ class ActivationStats:
             f"ActivationStats({self.name!r}, {self.dead_units} of {self.units} units dead, "
             f"{self.saturated_fraction:.1%} saturated, {self.zero_fraction:.1%} zero)"
         )
+
+
+def _dead(counts: NDArray[np.int64], parts: Floats) -> int:
+    """Return how many units nothing has activated, none where nothing was counted."""
+    return counts.shape[1] - np.count_nonzero(counts[0]) if parts[:, _fallback.NUMEL].any() else 0
 
 
 def _cells(row: ActivationStats) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from gradstat._capture import is_capturing
 from gradstat._recorder import Histogram
 from gradstat._window import Ring
+from gradstat.columns import L2
 from gradstat.diagnosis import Finding
 from gradstat.errors import ArgumentTypeError
 from gradstat.guard import GuardAction
@@ -218,8 +219,9 @@ class RunLog:
         if copies.ratio is not None or not probes.kept or probes.names != self._names:
             return
         probe = probes.kept[-1]
-        if probe.step == copies.step and probe.updates is not None:
-            copies.ratio = ratio_of(copies, probe.updates, probe.weights)
+        if probe.step == copies.step and probe.changes is not None:
+            norms, n_layers = probe.changes[:-1, L2], len(self._names)
+            copies.ratio = copies.copy(norms[n_layers:]), copies.copy(norms[:n_layers])
 
     def _note_findings(self, findings: Sequence[Finding]) -> None:
         if self._is_open:
