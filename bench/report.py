@@ -23,6 +23,7 @@ FILES = {
     "bench_clip.py": 2,
     "bench_step.py": 3,
     "bench_activations.py": 4,
+    "bench_runlog.py": 5,
 }
 
 

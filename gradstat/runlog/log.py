@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, TypeAlias
 
-import torch
 from torch.optim import Optimizer
 
 from gradstat._capture import is_capturing
@@ -149,8 +148,7 @@ class RunLog:
         if not self._is_open or is_capturing():
             return
         try:
-            with torch.no_grad():
-                self._look()
+            self._look()
         except Exception:  # a run that is only watched must go on
             self._is_open = False
             _logger.exception("the run log failed and ends; the training goes on")
@@ -167,7 +165,7 @@ class RunLog:
         told = monitor._observations.newest(step - 1)
         copies.scalars = {name: copies.copy_scalar(value) for name, value in told.items()}
         if monitor._recorder.decision is not None:
-            copies.decision = copies.copy(monitor._recorder.decision)
+            copies.decision = copies.copy_few(monitor._recorder.decision)
         self._copy_tables(copies, optimizer)
         self._copy_probe(copies)
         copies.seal()
@@ -215,10 +213,10 @@ class RunLog:
     def _copy_probe(self, copies: StepCopy) -> None:
         """Take the ratio from the probe of this step, where there is one and no whole ratio."""
         probes = self._monitor._probes
-        if copies.ratio is not None or not probes.kept or probes.names != self._names:
+        if copies.ratio is not None or not probes.kept or probes.kept[-1].step != copies.step:
             return
         probe = probes.kept[-1]
-        if probe.step == copies.step and probe.updates is not None:
+        if probe.updates is not None and tuple(probes.names) == self._names:
             copies.ratio = ratio_of(copies, probe.updates, probe.weights)
 
     def _note_findings(self, findings: Sequence[Finding]) -> None:
