@@ -24,6 +24,7 @@ FILES = {
     "bench_step.py": 3,
     "bench_activations.py": 4,
     "bench_attach.py": 5,
+    "bench_runlog.py": 6,
 }
 
 

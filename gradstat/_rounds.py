@@ -11,6 +11,9 @@ from gradstat.diagnosis import Finding
 FIRST = 256
 """Steps after which the first look is worth it; the next ones come after twice as many each."""
 
+FIRST_TO_KEEP = 32
+"""The same where somebody keeps all that is found: a short run has its findings too."""
+
 MIN_CONFIDENCE = 0.6
 """Of a cause that is told of while the run goes on."""
 
@@ -42,10 +45,11 @@ class Rounds:
         if self._every is None:
             return False
         if self._every == 0:
-            return step >= FIRST and step & (step - 1) == 0
+            first = FIRST_TO_KEEP if self.listeners else FIRST
+            return step >= first and step & (step - 1) == 0
         return step % self._every == 0
 
-    def tell(self, findings: Callable[[], Iterable[Finding]]) -> None:
+    def tell(self, findings: Callable[[], Iterable[Finding]], step: int) -> None:
         """Log and pass on the causes that are new; a look that fails is the last."""
         try:
             found = list(findings())
@@ -55,6 +59,8 @@ class Rounds:
             return
         for listener in self.listeners:
             listener(found)
+        if self._every == 0 and step < FIRST:
+            return
         for finding in found:
             is_cause = finding.caused_by is None and finding.severity != "info"
             if not is_cause or finding.confidence < MIN_CONFIDENCE or finding.code in self._told:

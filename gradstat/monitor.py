@@ -148,7 +148,7 @@ class Monitor(Readings):
         for callback in self._callbacks:
             callback(self)
         if self._rounds.is_due(step):
-            self._rounds.tell(self.diagnose)
+            self._rounds.tell(self.diagnose, step)
 
     # ---- diagnosis -------------------------------------------------------------------------------
 

@@ -221,9 +221,9 @@ def test_new_causes_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
         assert [record.name for record in caplog.records] == ["gradstat"]
         assert "bad-inputs" in caplog.text
         rounds = monitor._rounds
-        rounds.tell(monitor.diagnose)
+        rounds.tell(monitor.diagnose, 300)
         assert told == []
-        rounds.tell(lambda: [finding("flat-loss", 0.9)])
+        rounds.tell(lambda: [finding("flat-loss", 0.9)], 300)
     assert [f.code for f in told] == ["flat-loss"]
     assert len(caplog.records) == 2
 
@@ -231,6 +231,9 @@ def test_new_causes_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
 def test_looks_come_at_doubling_steps_or_as_asked() -> None:
     steps = range(1, 1025)
     assert [s for s in steps if Rounds(0).is_due(s)] == [256, 512, 1024]
+    heard = Rounds(0)
+    heard.listeners.append(lambda _: None)
+    assert [s for s in steps if heard.is_due(s)] == [32, 64, 128, 256, 512, 1024]
     assert [s for s in range(1, 40) if Rounds(15).is_due(s)] == [15, 30]
     assert not any(Rounds(None).is_due(s) for s in steps)
 
@@ -240,7 +243,7 @@ def test_a_look_that_fails_is_the_last_and_stops_nothing(caplog: pytest.LogCaptu
         raise ZeroDivisionError
 
     rounds = Rounds(1)
-    rounds.tell(fail)
+    rounds.tell(fail, 300)
     assert "could not look at the run" in caplog.text
     assert not rounds.is_due(1)
 
@@ -255,7 +258,8 @@ def test_weak_findings_symptoms_and_information_are_not_told() -> None:
             cause,
             finding("flat-loss", 0.9).because_of(cause),
             finding("plateau", 0.9, "info"),
-        ]
+        ],
+        300,
     )
     assert told == []
 

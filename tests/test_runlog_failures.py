@@ -82,6 +82,19 @@ def test_the_end_of_the_script_ends_the_run_and_its_workers_do_not(path: Path) -
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize(
+    ("last_line", "status"),
+    [("raise RuntimeError", "interrupted"), ("raise SystemExit(3)", "finished")],
+)
+def test_a_script_that_ends_by_an_exception(path: Path, last_line: str, status: str) -> None:
+    script = f"{EXITS}\n{last_line}"
+    done = subprocess.run([sys.executable, "-c", script, str(path)], timeout=120, check=False)
+    assert done.returncode != 0
+    with gradstat.open_run(path) as run:
+        assert run.status == status
+        assert len(run.steps["step"]) == 10
+
+
 # ---- disks ---------------------------------------------------------------------------------------
 
 
@@ -240,7 +253,7 @@ def test_a_sink_that_fails_is_left_out_and_the_others_go_on(
     assert sink.closed == 1
     assert len(warnings_of(caplog)) == 1
     with gradstat.open_run(path) as run:
-        assert len(run.steps["step"]) == 5
+        assert len(run.steps["step"]) == 10
 
 
 class Stuck(Sink):

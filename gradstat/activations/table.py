@@ -318,7 +318,7 @@ class ActivationStats:
 
 def _dead(counts: NDArray[np.int64], parts: Floats) -> int:
     """Return how many units nothing has activated, none where nothing was counted."""
-    return counts.shape[1] - np.count_nonzero(counts[0]) if parts[:, _fallback.NUMEL].any() else 0
+    return int((counts[0] == 0).sum()) if parts[:, _fallback.NUMEL].any() else 0
 
 
 def _cells(row: ActivationStats) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import atexit
 import logging
 import math
 import os
+import sys
 import time
 import uuid
 import weakref
@@ -13,7 +14,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, TypeAlias
 
-import torch
 from torch.optim import Optimizer
 
 from gradstat._capture import is_capturing
@@ -109,8 +109,12 @@ class RunLog:
         """Wait until the sinks have kept all steps so far. Synchronises with a CUDA device."""
         self._pump.flush()
 
-    def close(self) -> None:
-        """End the log: look at the run once more, and wait until the sinks have closed."""
+    def close(self, *, has_ended: bool = True) -> None:
+        """End the log: look at the run once more, and wait until the sinks have closed.
+
+        Args:
+            has_ended: The run has come to its end; else its log says that it broke off.
+        """
         if not self._is_open or os.getpid() != self._process:
             return
         if self._looks_at_end and self._step and self._looked_at != self._monitor.step:
@@ -119,7 +123,7 @@ class RunLog:
             except Exception as error:  # the optimizer may be gone, or the device lost
                 _logger.debug("no last look at the run: %s", error)
         self._is_open = False
-        self._pump.close()
+        self._pump.close(has_ended=has_ended)
 
     # ---- on the training thread ------------------------------------------------------------------
 
@@ -150,8 +154,7 @@ class RunLog:
         if not self._is_open or is_capturing():
             return
         try:
-            with torch.no_grad():
-                self._look()
+            self._look()
         except Exception:  # a run that is only watched must go on
             self._is_open = False
             _logger.exception("the run log failed and ends; the training goes on")
@@ -168,7 +171,7 @@ class RunLog:
         told = monitor._observations.newest(step - 1)
         copies.scalars = {name: copies.copy_scalar(value) for name, value in told.items()}
         if monitor._recorder.decision is not None:
-            copies.decision = copies.copy(monitor._recorder.decision)
+            copies.decision = copies.copy_few(monitor._recorder.decision)
         self._copy_tables(copies, optimizer)
         self._copy_probe(copies)
         copies.seal()
@@ -216,10 +219,10 @@ class RunLog:
     def _copy_probe(self, copies: StepCopy) -> None:
         """Take the ratio from the probe of this step, where there is one and no whole ratio."""
         probes = self._monitor._probes
-        if copies.ratio is not None or not probes.kept or probes.names != self._names:
+        if copies.ratio is not None or not probes.kept or probes.kept[-1].step != copies.step:
             return
         probe = probes.kept[-1]
-        if probe.step == copies.step and probe.changes is not None:
+        if probe.changes is not None and tuple(probes.names) == self._names:
             norms, n_layers = probe.changes[:-1, L2], len(self._names)
             copies.ratio = copies.copy(norms[n_layers:]), copies.copy(norms[:n_layers])
 
@@ -253,5 +256,6 @@ def _sinks_of(log: Log) -> tuple[Sink, ...]:
 
 @atexit.register
 def _close_all() -> None:
+    has_failed = getattr(sys, "last_value", None) is not None  # an exception ended the script
     for log in list(_open):
-        log.close()
+        log.close(has_ended=not has_failed)

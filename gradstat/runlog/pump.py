@@ -43,6 +43,7 @@ class Pump:
         self._bytes_put = self._bytes_taken = 0
         self._wake = threading.Event()
         self._is_closing = False
+        self._has_ended = False
         self._process = os.getpid()
         self.dropped = 0
         """Steps that found the queue full."""
@@ -82,10 +83,15 @@ class Pump:
         self._wake.set()
         kept.wait(PATIENCE)
 
-    def close(self) -> None:
-        """End the run in the sinks, and wait until they have closed."""
+    def close(self, *, has_ended: bool = True) -> None:
+        """Wait until the sinks have kept all records and closed.
+
+        Args:
+            has_ended: The run has come to its end, rather than broken off.
+        """
         if self._is_closing or os.getpid() != self._process:
             return
+        self._has_ended = has_ended
         self._is_closing = True
         self._wake.set()
         if threading.current_thread() is not self._thread:  # the garbage collector runs anywhere
@@ -104,7 +110,7 @@ class Pump:
             waiting = self._empty_queue()
             if self.dropped > self._told_dropped:
                 self._tell_dropped()
-            if is_last:
+            if is_last and self._has_ended:
                 self._write(RunEnd(time.time(), self.dropped))
             for sink in list(self._sinks):
                 self._attempt(sink, sink.flush)

@@ -40,7 +40,7 @@ class StepCopy:
     step: int
     time: float
     lr: float | Tensor = NAN
-    decision: Tensor | None = None
+    decision: Tensor | list[float] | None = None
     scalars: dict[str, float | Tensor] = field(default_factory=dict)
     tables: dict[TableKind, Tensor] = field(default_factory=dict)
     ratio: tuple[Tensor, Tensor] | None = None
@@ -61,6 +61,11 @@ class StepCopy:
             return tensor.to("cpu", copy=True)
         self._events[tensor.device] = None
         return tensor.to("cpu", non_blocking=True)
+
+    def copy_few(self, tensor: Tensor) -> Tensor | list[float]:
+        """Return the numbers of a small tensor on the host, or a copy that is still to arrive."""
+        # Most operations of torch let go of the GIL, and to have it back may mean to wait.
+        return tensor.tolist() if tensor.device.type == "cpu" else self.copy(tensor)
 
     def copy_scalar(self, value: float | Tensor) -> float | Tensor:
         """Return a number, or the copy of a tensor of one element."""
@@ -83,9 +88,11 @@ class StepCopy:
         return list(self._records())
 
     def _records(self) -> Iterator[Record]:
-        decision = [NAN] * _kernels.NUM_CLIP_OUT
-        if self.decision is not None:
-            decision = self.decision.tolist()
+        decision = self.decision
+        if isinstance(decision, Tensor):
+            decision = decision.tolist()
+        elif decision is None:
+            decision = [NAN] * _kernels.NUM_CLIP_OUT
         scalars = {name: _number(value) for name, value in self.scalars.items()}
         yield StepRecord(
             step=self.step,
