@@ -87,7 +87,7 @@ inline GroupSums sums_of_two(U first, U second) {
 template <class Type, int kPairs>
 inline GroupSums sum_group(const typename Type::Element* at, typename Type::Extremes* extremes) {
   if constexpr (kPairs == 1) {
-    prefetch_ahead(at);
+    touch(at);
     return Type::sum_pair(at, extremes);
   } else {
     const GroupSums low = sum_group<Type, kPairs / 2>(at, extremes);
@@ -130,7 +130,7 @@ struct F32 {
   static GroupSums sum_pair(const float* at, Extremes32* extremes) {
     const U first = load_f32(at);
     const U second = load_f32(at + kLanes);
-    prefetch_ahead(at + kLanes);
+    touch(at + kLanes);
     for (int i = 0; i < 2; ++i) {
       const U magnitude = and_u32(i == 0 ? first : second, splat_u32(kMagnitudeMask));
       count_equal(&extremes->zeros, magnitude, splat_u32(0));
@@ -206,9 +206,9 @@ template <>
 inline GroupSums sum_group<BF16, 2>(const uint16_t* at, Extremes16* extremes) {
   const U zero = splat_u32(0);
   const uint16_t* next = at + 2 * kLanes;
-  prefetch_ahead(at);
+  touch(at);
   const GroupSums first = add_dots(load_u16(at), extremes, {zero, zero, zero});
-  prefetch_ahead(next);
+  touch(next);
   return add_dots(load_u16(next), extremes, first);
 }
 #endif
@@ -218,7 +218,7 @@ template <class Type, bool kCareful>
 inline void run_steps(const typename Type::Element* at, int64_t n, Lanes32* lanes, Block32* block) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    prefetch_ahead(at + i);
+    touch(at + i);
     step<kCareful>(Type::load(at + i), lanes, block);
   }
   if (i < n) {

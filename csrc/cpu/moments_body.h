@@ -10,14 +10,11 @@ namespace gradstat::GRADSTAT_VARIANT {
 namespace {
 
 constexpr int64_t kBlock = 4096;
-// How far ahead of the loop memory is asked for. Without it the arithmetic and the wait for memory
-// add up: 128 MB of fp32 on one core took 12.6 ms, with it 11.6, as long as torch.sum (bf16: 2.3
-// and 1.9 ms for 64 MB). 4 KB gained half of that, 16 KB no more.
-constexpr int64_t kPrefetchBytes = 8192;
-
-inline void prefetch_ahead(const void* at) {
-  __builtin_prefetch(static_cast<const char*>(at) + kPrefetchBytes);
-}
+// Asks for a line just before it is read, so that lines are met in the order of memory, whatever
+// order the compiler gives the loads of a group. Nothing else is needed for the processor's own
+// prefetcher: on one of two shared cores bf16 takes 0.10 ns an element, 0.12 with the lines 8 KB
+// ahead asked for (2 to 32 KB: no better), and 0.13 to 0.18 with none.
+inline void touch(const void* at) { __builtin_prefetch(at); }
 
 constexpr uint32_t kMagnitudeMask = 0x7fffffffu;
 constexpr uint32_t kInfinityBits = 0x7f800000u;
