@@ -61,6 +61,7 @@ constexpr uint32_t kGroupFrom = 0x29800000u;   // 2^-44
 constexpr uint32_t kGroupBelow = 0x5d800000u;  // 2^60
 // Eight values where registers are few.
 constexpr int kGroupPairs = kLanes > 8 ? 8 : 4;
+constexpr int64_t kGroup = kGroupPairs * 2 * kLanes;
 
 inline bool squares_fit(uint32_t max_bits) {
   return max_bits == 0 || (max_bits >= kGroupFrom && max_bits < kGroupBelow);
@@ -106,7 +107,6 @@ inline void add_widened(U from, D* to) {
 template <class Type, class Beside>
 inline int64_t run_groups(const typename Type::Element* at, int64_t n, Lanes32* lanes,
                           Block32* block, const Beside& beside) {
-  constexpr int64_t kGroup = kGroupPairs * 2 * kLanes;
   if (n < kGroup) return 0;
   typename Type::Extremes extremes;
   int64_t i = 0;
@@ -253,7 +253,7 @@ class Moments32 {
   using Element = typename Type::Element;
 
   // Adds at most kBlock elements; returns how many are NaN. Calls beside(offset, n) for each n of
-  // them once, in order, as soon as they lie in the L1 cache.
+  // them once, in order, at most kGroup at a time, as soon as they lie in the L1 cache.
   template <class Beside>
   int64_t add_block(const Element* from, int64_t size, uint32_t* histogram, const Beside& beside) {
     Lanes32 attempt = lanes_;

@@ -211,11 +211,10 @@ class RunCounts {
         unit_(begin / task.run % task.units),
         left_(task.run - begin % task.run) {}
 
-  // Takes the next n elements of the row.
+  // Takes the next n elements of the row, at most kGroup.
   void add(const typename Keys::Element* at, int64_t n) {
     while (n > 0) {
-      int64_t size = left_ < n ? left_ : n;
-      if (size > UINT8_MAX * kStep) size = UINT8_MAX * kStep;
+      const int64_t size = left_ < n ? left_ : n;
       const int64_t adds = (size + kStep - 1) / kStep;
       if (adds_ + adds > UINT8_MAX) flush();
       adds_ += adds;
