@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from bench_units import DTYPE, RULE, SHAPE, sides
 from float64_checks import check_clipping, check_histogram, check_not_clipping, check_table
 from pairing import Clock, Pair, Reading, Run, Side
 from torch.nn import Parameter
@@ -96,6 +97,24 @@ def bench_large_tensors(
         ),
         device_clock,
     )
+
+
+# In 0.3 s a side: sixteen of them, and one command runs all of this file in 150 s.
+@pytest.mark.benchmark(max_time=0.3)
+@pytest.mark.parametrize("against", ["reading", "torch operations"])
+@RULE
+@DTYPE
+@SHAPE
+def bench_units(
+    shape: tuple[int, ...], dtype: torch.dtype, rule: str, against: str, compare: Compare
+) -> None:
+    work, ours, torchs = sides(shape, dtype, rule, DEVICE)
+    read = flat_read(ours.n_bytes)
+    if against == "reading":
+        pair = Pair(work, ours, read, read, target=1.15)
+    else:
+        pair = Pair(work, ours, torchs, read, target=0.25)
+    compare(pair, device_clock)
 
 
 def bench_histogram(compare: Compare) -> None:

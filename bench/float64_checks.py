@@ -71,7 +71,7 @@ def check_units(window: UnitCounts, tensor: Tensor, rule: UnitRule) -> None:
     low = (units_first >= rule.low_from) & (units_first <= rule.low_to)
     active = units_first > 0 if rule.active is ActiveRule.POSITIVE else ~low
     expected = torch.stack([met.sum(1) for met in (active, low, units_first >= rule.high_from)])
-    assert torch.equal(window.counts.cpu(), expected)
+    assert torch.equal(window.counts, expected)
     row = expected_row(units_first)
     row[RAW_COLUMNS.index("dead_rows")] = 0
     assert bool(((window.row.cpu() - row).abs() <= RELATIVE_ERROR * row.abs()).all())

@@ -9,9 +9,11 @@ namespace gradstat {
 
 constexpr int kNumDTypes = 4;
 
-// One band to be counted, and what its count is added to (1) or taken from (-1), by UnitCount.
+// One band to be counted, and what its count is added to (1) or taken from (-1), by UnitCount. One
+// with values of both signs is told on values put in order, one with a single sign on their bits.
 struct UnitPass {
   Band band;
+  bool both_signs;
   double from_value;
   double to_value;
   int sign[kNumUnitCounts];
@@ -32,14 +34,18 @@ struct UnitTask {
   bool is_outside[kNumUnitCounts];
   int64_t infinity;  // its place in the order of values
   int64_t* counts;   // [kNumUnitCounts][units]
+  // [n_passes][pitch], zeros: the counts of columns that are not in `counts` yet.
+  uint8_t* counters;
+  int64_t pitch;
 };
 
 // One variant: each entry handles a contiguous run of n elements, indexed by DType.
 struct Kernels {
   // Adds the run to *result; `histogram` may be null.
   void (*moments[kNumDTypes])(const void* data, int64_t n, Moments* result, uint32_t* histogram);
-  // Adds a chunk's moments to *result and its counts to task.counts.
-  void (*units[kNumDTypes])(const UnitTask& task, const UnitChunk& chunk, Moments* result);
+  // Makes the moments of the chunks [begin, end), at their index in results, and adds their counts
+  // to task.counts.
+  void (*units[kNumDTypes])(const UnitTask& task, int64_t begin, int64_t end, Moments* results);
   void (*scale[kNumDTypes])(void* data, int64_t n, double coefficient);
   void (*clamp[kNumDTypes])(void* data, int64_t n, double limit);
 };

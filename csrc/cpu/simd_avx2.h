@@ -211,17 +211,39 @@ inline U order_u32(U a) {
 inline U order_u16(U a) {
   return _mm256_xor_si256(a, _mm256_srli_epi16(_mm256_srai_epi16(a, 15), 1));
 }
-inline U count_less_u32(U count, U a, U b) {
-  return _mm256_sub_epi32(count, _mm256_cmpgt_epi32(b, a));
+// All bits of a lane. Packing works within halves of 128 bits: a permutation restores the order.
+using Hits64 = D;
+using Hits32 = U;
+using Hits16 = U;
+using Hits8 = U;
+// Less without a sign is less with the top bits flipped.
+inline Hits32 is_less_u32(U a, U b) {
+  const U top = _mm256_set1_epi32(INT32_MIN);
+  return _mm256_cmpgt_epi32(_mm256_xor_si256(b, top), _mm256_xor_si256(a, top));
 }
-inline U count_less_u16(U count, U a, U b) {
-  return _mm256_sub_epi16(count, _mm256_cmpgt_epi16(b, a));
+inline Hits16 is_less_u16(U a, U b) {
+  const U top = _mm256_set1_epi16(INT16_MIN);
+  return _mm256_cmpgt_epi16(_mm256_xor_si256(b, top), _mm256_xor_si256(a, top));
 }
-inline D count_within_f64(D count, D a, D low, D high) {
-  const D within =
-      _mm256_and_pd(_mm256_cmp_pd(low, a, _CMP_LE_OQ), _mm256_cmp_pd(a, high, _CMP_LE_OQ));
-  return _mm256_add_pd(count, _mm256_and_pd(within, _mm256_set1_pd(1)));
+inline Hits64 is_within_f64(D a, D low, D high) {
+  return _mm256_and_pd(_mm256_cmp_pd(low, a, _CMP_LE_OQ), _mm256_cmp_pd(a, high, _CMP_LE_OQ));
 }
+inline U in_order(U packed) { return _mm256_permute4x64_epi64(packed, 0xd8); }
+inline Hits32 join64(Hits64 first, Hits64 second) {
+  return in_order(_mm256_castps_si256(
+      _mm256_shuffle_ps(_mm256_castpd_ps(first), _mm256_castpd_ps(second), 0x88)));
+}
+inline Hits16 join32(Hits32 first, Hits32 second) {
+  return in_order(_mm256_packs_epi32(first, second));
+}
+inline Hits8 join16(Hits16 first, Hits16 second) {
+  return in_order(_mm256_packs_epi16(first, second));
+}
+inline U load_bytes(const uint8_t* from) { return load_u32(from); }
+inline void store_bytes(uint8_t* to, U bytes) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bytes);
+}
+inline U add_hits(U bytes, Hits8 hits) { return _mm256_sub_epi8(bytes, hits); }
 
 inline U add_f32(U a, U b) {
   return _mm256_castps_si256(_mm256_add_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b)));

@@ -149,16 +149,22 @@ inline U order_u32(U a) {
 inline U order_u16(U a) {
   return _mm512_ternarylogic_epi32(a, _mm512_srai_epi16(a, 15), _mm512_set1_epi16(0x7fff), 0x78);
 }
-inline U count_less_u32(U count, U a, U b) {
-  return _mm512_mask_add_epi32(count, _mm512_cmplt_epi32_mask(a, b), count, _mm512_set1_epi32(1));
+using Hits64 = __mmask8;
+using Hits32 = __mmask16;
+using Hits16 = __mmask32;
+using Hits8 = __mmask64;
+inline Hits32 is_less_u32(U a, U b) { return _mm512_cmplt_epu32_mask(a, b); }
+inline Hits16 is_less_u16(U a, U b) { return _mm512_cmplt_epu16_mask(a, b); }
+inline Hits64 is_within_f64(D a, D low, D high) {
+  return _mm512_mask_cmp_pd_mask(_mm512_cmp_pd_mask(low, a, _CMP_LE_OQ), a, high, _CMP_LE_OQ);
 }
-inline U count_less_u16(U count, U a, U b) {
-  return _mm512_mask_add_epi16(count, _mm512_cmplt_epi16_mask(a, b), count, _mm512_set1_epi16(1));
-}
-inline D count_within_f64(D count, D a, D low, D high) {
-  const __mmask8 from_low = _mm512_cmp_pd_mask(low, a, _CMP_LE_OQ);
-  return _mm512_mask_add_pd(count, _mm512_mask_cmp_pd_mask(from_low, a, high, _CMP_LE_OQ), count,
-                            _mm512_set1_pd(1));
+inline Hits32 join64(Hits64 first, Hits64 second) { return _mm512_kunpackb(second, first); }
+inline Hits16 join32(Hits32 first, Hits32 second) { return _mm512_kunpackw(second, first); }
+inline Hits8 join16(Hits16 first, Hits16 second) { return _mm512_kunpackd(second, first); }
+inline U load_bytes(const uint8_t* from) { return _mm512_loadu_si512(from); }
+inline void store_bytes(uint8_t* to, U bytes) { _mm512_storeu_si512(to, bytes); }
+inline U add_hits(U bytes, Hits8 hits) {
+  return _mm512_mask_add_epi8(bytes, hits, bytes, _mm512_set1_epi8(1));
 }
 
 inline U add_f32(U a, U b) {

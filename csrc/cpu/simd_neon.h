@@ -150,18 +150,28 @@ inline U order_u16(U a) {
       vreinterpretq_u16_s16(vshrq_n_s16(vreinterpretq_s16_u16(as_u16(a)), 15));
   return veorq_u32(a, vreinterpretq_u32_u16(vshrq_n_u16(negative, 1)));
 }
-inline U count_less_u32(U count, U a, U b) {
-  return vsubq_u32(count, vcltq_s32(vreinterpretq_s32_u32(a), vreinterpretq_s32_u32(b)));
+using Hits64 = uint64x2_t;
+using Hits32 = uint32x4_t;
+using Hits16 = uint16x8_t;
+using Hits8 = uint8x16_t;
+inline Hits32 is_less_u32(U a, U b) { return vcltq_u32(a, b); }
+inline Hits16 is_less_u16(U a, U b) { return vcltq_u16(as_u16(a), as_u16(b)); }
+inline Hits64 is_within_f64(D a, D low, D high) {
+  return vandq_u64(vcleq_f64(low, a), vcleq_f64(a, high));
 }
-inline U count_less_u16(U count, U a, U b) {
-  const uint16x8_t less =
-      vcltq_s16(vreinterpretq_s16_u16(as_u16(a)), vreinterpretq_s16_u16(as_u16(b)));
-  return vreinterpretq_u32_u16(vsubq_u16(as_u16(count), less));
+inline Hits32 join64(Hits64 first, Hits64 second) {
+  return vcombine_u32(vmovn_u64(first), vmovn_u64(second));
 }
-inline D count_within_f64(D count, D a, D low, D high) {
-  const uint64x2_t within = vandq_u64(vcleq_f64(low, a), vcleq_f64(a, high));
-  const uint64x2_t one = vreinterpretq_u64_f64(vdupq_n_f64(1));
-  return vaddq_f64(count, vreinterpretq_f64_u64(vandq_u64(within, one)));
+inline Hits16 join32(Hits32 first, Hits32 second) {
+  return vcombine_u16(vmovn_u32(first), vmovn_u32(second));
+}
+inline Hits8 join16(Hits16 first, Hits16 second) {
+  return vcombine_u8(vmovn_u16(first), vmovn_u16(second));
+}
+inline U load_bytes(const uint8_t* from) { return vreinterpretq_u32_u8(vld1q_u8(from)); }
+inline void store_bytes(uint8_t* to, U bytes) { vst1q_u8(to, vreinterpretq_u8_u32(bytes)); }
+inline U add_hits(U bytes, Hits8 hits) {
+  return vreinterpretq_u32_u8(vsubq_u8(vreinterpretq_u8_u32(bytes), hits));
 }
 
 inline U add_f32(U a, U b) {

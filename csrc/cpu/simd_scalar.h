@@ -220,24 +220,40 @@ inline U order_u16(U a) {
   for (int i = 0; i < 4; ++i) h.lane[i] ^= h.lane[i] >> 15 != 0 ? 0x7fff : 0;
   return from_halves(h);
 }
-// Counts lane by lane: 1 more where a < b, both taken as signed.
-inline U count_less_u32(U count, U a, U b) {
-  for (int i = 0; i < 2; ++i) {
-    count.lane[i] += static_cast<int32_t>(a.lane[i]) < static_cast<int32_t>(b.lane[i]);
-  }
-  return count;
+// Which elements of a register meet a condition, by their width in bits; here a bit each. Two of
+// them join to one of as many elements of half the width, first to last.
+using Hits64 = unsigned;
+using Hits32 = unsigned;
+using Hits16 = unsigned;
+using Hits8 = unsigned;
+// a < b, both without a sign.
+inline Hits32 is_less_u32(U a, U b) {
+  return (a.lane[0] < b.lane[0] ? 1u : 0u) | (a.lane[1] < b.lane[1] ? 2u : 0u);
 }
-inline U count_less_u16(U count, U a, U b) {
-  Halves h = halves(count), x = halves(a), y = halves(b);
-  for (int i = 0; i < 4; ++i) {
-    h.lane[i] = static_cast<uint16_t>(
-        h.lane[i] + (static_cast<int16_t>(x.lane[i]) < static_cast<int16_t>(y.lane[i])));
-  }
-  return from_halves(h);
+inline Hits16 is_less_u16(U a, U b) {
+  const Halves x = halves(a), y = halves(b);
+  Hits16 hits = 0;
+  for (int i = 0; i < 4; ++i) hits |= static_cast<unsigned>(x.lane[i] < y.lane[i]) << i;
+  return hits;
 }
-// 1 more where low <= a <= high.
-inline D count_within_f64(D count, D a, D low, D high) {
-  return count + (low <= a && a <= high ? 1.0 : 0.0);
+// low <= a <= high.
+inline Hits64 is_within_f64(D a, D low, D high) { return low <= a && a <= high ? 1 : 0; }
+inline Hits32 join64(Hits64 first, Hits64 second) { return first | second << 1; }
+inline Hits16 join32(Hits32 first, Hits32 second) { return first | second << 2; }
+inline Hits8 join16(Hits16 first, Hits16 second) { return first | second << 4; }
+// The same register as 4 * kLanes bytes.
+inline U load_bytes(const uint8_t* from) {
+  U u;
+  memcpy(&u, from, sizeof u);
+  return u;
+}
+inline void store_bytes(uint8_t* to, U bytes) { memcpy(to, &bytes, sizeof bytes); }
+// 1 more in each byte that is hit.
+inline U add_hits(U bytes, Hits8 hits) {
+  uint8_t count[8];
+  store_bytes(count, bytes);
+  for (int i = 0; i < 8; ++i) count[i] = static_cast<uint8_t>(count[i] + (hits >> i & 1u));
+  return load_bytes(count);
 }
 
 inline U add_f32(U a, U b) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "dispatch.h"
@@ -30,10 +31,20 @@ void add_pass(const Format& format, Band band, bool outside, UnitCount what, Uni
   }
   if (i == task->n_passes) {
     ++task->n_passes;
-    task->pass[i] = {band, value_of_key(format, band.from), value_of_key(format, band.to), {}};
+    task->pass[i] = {band,
+                     band.from < 0 && band.to >= 0,
+                     value_of_key(format, band.from),
+                     value_of_key(format, band.to),
+                     {}};
   }
   task->pass[i].sign[what] = outside ? -1 : 1;
 }
+
+// A cache line of counters: no instruction set counts more columns at once.
+struct alignas(64) CounterLine {
+  uint8_t counters[64] = {};
+};
+constexpr int64_t kLine = sizeof(CounterLine);
 
 UnitTask plan_task(const TensorRef& activation, const UnitRule& rule) {
   const Format format = format_of(activation.dtype);
@@ -45,6 +56,7 @@ UnitTask plan_task(const TensorRef& activation, const UnitRule& rule) {
   task.run = activation.run;
   task.plan = plan_units(activation);
   task.infinity = bands.numbers.to;
+  task.pitch = task.plan.by_runs ? 0 : (task.plan.stride + kLine - 1) / kLine * kLine;
   add_pass(format, bands.active, bands.active_outside, kActive, &task);
   add_pass(format, bands.low, false, kLow, &task);
   add_pass(format, bands.high, false, kHigh, &task);
@@ -68,19 +80,17 @@ void units(const TensorRef& activation, const UnitRule& rule, int64_t* counts, d
   const std::unique_ptr<Moments[]> results(new Moments[static_cast<size_t>(chunks)]);
   const auto n_counts = static_cast<size_t>(kNumUnitCounts * task.units);
   const int64_t pieces = threads > 1 ? kPieces * threads : 1;
+  std::mutex adding;
   parallel_for(chunks, chunks / pieces + 1, threads, [&](int64_t begin, int64_t end) {
     std::vector<int64_t> of_piece(n_counts);
+    std::vector<CounterLine> lines(static_cast<size_t>(task.n_passes * task.pitch / kLine));
     UnitTask piece = task;
     piece.counts = of_piece.data();
-    for (int64_t i = begin; i < end; ++i) {
-      Moments* result = &results[static_cast<size_t>(i)];
-      *result = empty_moments();
-      read(piece, unit_chunk_at(task.plan, i), result);
-    }
-    for (size_t i = 0; i < n_counts; ++i) {
-      // Integers: the order in which threads add does not show.
-      if (of_piece[i] != 0) __atomic_fetch_add(&counts[i], of_piece[i], __ATOMIC_RELAXED);
-    }
+    piece.counters = lines.empty() ? nullptr : lines.front().counters;
+    read(piece, begin, end, results.get());
+    // Integers: the order in which threads add does not show.
+    const std::lock_guard<std::mutex> lock(adding);
+    for (size_t i = 0; i < n_counts; ++i) counts[i] += of_piece[i];
   });
   for (int what = 0; what < kNumUnitCounts; ++what) {
     if (!task.is_outside[what] || task.units == 0) continue;

@@ -1,0 +1,317 @@
+// Moments of fp32, fp16 and bf16; a part of moments_body.h.
+
+namespace gradstat::GRADSTAT_VARIANT {
+namespace {
+
+// Accumulators of one chunk, one value a lane.
+struct Lanes32 {
+  D sum[2] = {splat_f64(0), splat_f64(0)};
+  D abs_sum[2] = {splat_f64(0), splat_f64(0)};
+  D sq_sum[2] = {splat_f64(0), splat_f64(0)};
+};
+
+struct Extremes32 {
+  U max_bits = splat_u32(0);
+  U min_bits_less_1 = splat_u32(0xffffffffu);  // zero wraps to the largest and never wins
+  U32Count zeros = {};
+
+  void add(U magnitude) {
+    max_bits = max_u32(max_bits, magnitude);
+    min_bits_less_1 = min_u32(min_bits_less_1, sub_u32(magnitude, splat_u32(1)));
+  }
+};
+
+struct Block32 {
+  Extremes32 extremes;
+  U32Count nans = {};
+  U32Count infs = {};
+  int64_t zeros_in_groups = 0;
+};
+
+template <bool kCareful>
+inline void step(U bits, Lanes32* lanes, Block32* block) {
+  U magnitude = and_u32(bits, splat_u32(kMagnitudeMask));
+  count_equal(&block->extremes.zeros, magnitude, splat_u32(0));
+  if (kCareful) {
+    const U infinity = splat_u32(kInfinityBits);
+    count_above(&block->nans, magnitude, infinity);
+    count_equal(&block->infs, magnitude, infinity);
+    bits = keep_below_u32(bits, magnitude, infinity);
+    magnitude = keep_below_u32(magnitude, magnitude, infinity);
+  }
+  block->extremes.add(magnitude);
+  const D low = low_f64(bits);
+  const D high = high_f64(bits);
+  lanes->sum[0] = add_f64(lanes->sum[0], low);
+  lanes->sum[1] = add_f64(lanes->sum[1], high);
+  lanes->abs_sum[0] = add_f64(lanes->abs_sum[0], abs_f64(low));
+  lanes->abs_sum[1] = add_f64(lanes->abs_sum[1], abs_f64(high));
+  lanes->sq_sum[0] = square_add_f64(low, lanes->sq_sum[0]);
+  lanes->sq_sum[1] = square_add_f64(high, lanes->sq_sum[1]);
+}
+
+// ---- groups: sums of 16 neighbouring values, lane by lane, in fp32 ------------------------------
+
+// Sixteen times fewer conversions to double. The sums are taken pairwise, so that each value goes
+// through at most 6 roundings: their error is at most 6 * 2^-24 = 3.6e-7 of the sum of magnitudes
+// or squares. The squares need the block's largest magnitude to lie in [kGroupFrom, kGroupBelow):
+// above, a sum of them could overflow; below, the squares that an instruction set takes for zero,
+// at most kBlock of less than 2^-126, could matter beside 2^-88.
+constexpr uint32_t kGroupFrom = 0x29800000u;   // 2^-44
+constexpr uint32_t kGroupBelow = 0x5d800000u;  // 2^60
+// Eight values where registers are few.
+constexpr int kGroupPairs = kLanes > 8 ? 8 : 4;
+constexpr int64_t kGroup = kGroupPairs * 2 * kLanes;
+
+inline bool squares_fit(uint32_t max_bits) {
+  return max_bits == 0 || (max_bits >= kGroupFrom && max_bits < kGroupBelow);
+}
+
+struct GroupSums {
+  U sum;
+  U abs_sum;
+  U sq_sum;
+};
+
+inline GroupSums add_sums(const GroupSums& a, const GroupSums& b) {
+  return {add_f32(a.sum, b.sum), add_f32(a.abs_sum, b.abs_sum), add_f32(a.sq_sum, b.sq_sum)};
+}
+
+inline GroupSums sums_of_two(U first, U second) {
+  const U mask = splat_u32(kMagnitudeMask);
+  return {add_f32(first, second), add_f32(and_u32(first, mask), and_u32(second, mask)),
+          square_add_f32(second, square_add_f32(first, splat_u32(0)))};
+}
+
+// Sums of 2 * kPairs registers of fp32. Reads memory upwards, which the prefetcher wants: the
+// halves are named since arguments may be evaluated last to first.
+template <class Type, int kPairs>
+inline GroupSums sum_group(const typename Type::Element* at, typename Type::Extremes* extremes) {
+  if constexpr (kPairs == 1) {
+    touch(at);
+    return Type::sum_pair(at, extremes);
+  } else {
+    const GroupSums low = sum_group<Type, kPairs / 2>(at, extremes);
+    const GroupSums high = sum_group<Type, kPairs / 2>(at + kPairs * kLanes, extremes);
+    return add_sums(low, high);
+  }
+}
+
+inline void add_widened(U from, D* to) {
+  to[0] = add_f64(to[0], low_f64(from));
+  to[1] = add_f64(to[1], high_f64(from));
+}
+
+// Runs whole groups of a block, and after each one beside(its first element, elements); returns how
+// many elements that were.
+template <class Type, class Beside>
+inline int64_t run_groups(const typename Type::Element* at, int64_t n, Lanes32* lanes,
+                          Block32* block, const Beside& beside) {
+  if (n < kGroup) return 0;
+  typename Type::Extremes extremes;
+  int64_t i = 0;
+  for (; i + kGroup <= n; i += kGroup) {
+    const GroupSums group = sum_group<Type, kGroupPairs>(at + i, &extremes);
+    add_widened(group.sum, lanes->sum);
+    add_widened(group.abs_sum, lanes->abs_sum);
+    add_widened(group.sq_sum, lanes->sq_sum);
+    beside(i, kGroup);
+  }
+  Type::merge_extremes(extremes, block);
+  return i;
+}
+
+// How to read and write a dtype, kLanes elements at a time.
+struct F32 {
+  using Element = float;
+  using Extremes = Extremes32;
+  static U load(const float* at) { return load_f32(at); }
+  static void store(float* at, U u) { store_f32(at, u); }
+  static GroupSums sum_pair(const float* at, Extremes32* extremes) {
+    const U first = load_f32(at);
+    const U second = load_f32(at + kLanes);
+    touch(at + kLanes);
+    for (int i = 0; i < 2; ++i) {
+      const U magnitude = and_u32(i == 0 ? first : second, splat_u32(kMagnitudeMask));
+      count_equal(&extremes->zeros, magnitude, splat_u32(0));
+      extremes->add(magnitude);
+    }
+    return sums_of_two(first, second);
+  }
+  static void merge_extremes(const Extremes32& from, Block32* block) { block->extremes = from; }
+  static bool fits_groups(uint32_t max_bits) { return squares_fit(max_bits); }
+};
+
+struct Extremes16 {
+  U max_bits = splat_u16(0);
+  U min_bits_less_1 = splat_u16(0xffff);
+  U16Count zeros = {};
+
+  void add(U magnitude) {
+    count_zero_u16(&zeros, magnitude);
+    max_bits = max_u16(max_bits, magnitude);
+    min_bits_less_1 = min_u16(min_bits_less_1, sub_u16(magnitude, splat_u16(1)));
+  }
+};
+
+// Split gives the first and the second half of a register's 16-bit values as fp32.
+template <void (*kSplit)(U raw, U* first, U* second)>
+struct Wide16 {
+  using Element = uint16_t;
+  using Extremes = Extremes16;
+  static GroupSums sum_pair(const uint16_t* at, Extremes16* extremes) {
+    const U raw = load_u16(at);
+    extremes->add(and_u32(raw, splat_u16(0x7fff)));
+    U first, second;
+    kSplit(raw, &first, &second);
+    return sums_of_two(first, second);
+  }
+  static void merge_extremes(const Extremes16& from, Block32* block) {
+    U wide, unused;
+    kSplit(splat_u16(reduce_max_u16(from.max_bits)), &wide, &unused);
+    block->extremes.max_bits = wide;
+    const uint16_t min_less_1 = reduce_min_u16(from.min_bits_less_1);
+    if (min_less_1 != 0xffff) {
+      kSplit(splat_u16(static_cast<uint16_t>(min_less_1 + 1)), &wide, &unused);
+      block->extremes.min_bits_less_1 = sub_u32(wide, splat_u32(1));
+    }
+    block->zeros_in_groups = total(from.zeros);
+  }
+};
+
+struct F16 : Wide16<split_f16> {
+  static U load(const uint16_t* at) { return load_f16(at); }
+  static void store(uint16_t* at, U u) { store_f16(at, u); }
+  static bool fits_groups(uint32_t) { return true; }  // its squares reach from 2^-48 to 2^32
+};
+
+struct BF16 : Wide16<split_bf16> {
+  static U load(const uint16_t* at) { return load_bf16(at); }
+  static void store(uint16_t* at, U u) { store_bf16(at, u); }
+  static bool fits_groups(uint32_t max_bits) { return squares_fit(max_bits); }
+};
+
+#ifdef GRADSTAT_HAS_DOT_BF16
+// One instruction multiplies and adds a register of bf16, in two of the groups' roundings; the
+// products with 1 are the values.
+inline GroupSums add_dots(U raw, Extremes16* extremes, const GroupSums& sums) {
+  const U magnitude = and_u32(raw, splat_u16(0x7fff));
+  extremes->add(magnitude);
+  const U one = splat_u16(0x3f80);
+  return {dot_bf16(sums.sum, raw, one), dot_bf16(sums.abs_sum, magnitude, one),
+          dot_bf16(sums.sq_sum, raw, raw)};
+}
+
+template <>
+inline GroupSums sum_group<BF16, 2>(const uint16_t* at, Extremes16* extremes) {
+  const U zero = splat_u32(0);
+  const uint16_t* next = at + 2 * kLanes;
+  touch(at);
+  const GroupSums first = add_dots(load_u16(at), extremes, {zero, zero, zero});
+  touch(next);
+  return add_dots(load_u16(next), extremes, first);
+}
+#endif
+
+// Steps over n elements. Missing ones of the last step are zeros; the caller takes them off.
+template <class Type, bool kCareful>
+inline void run_steps(const typename Type::Element* at, int64_t n, Lanes32* lanes, Block32* block) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    touch(at + i);
+    step<kCareful>(Type::load(at + i), lanes, block);
+  }
+  if (i < n) {
+    typename Type::Element tail[kLanes] = {};
+    memcpy(tail, at + i, static_cast<size_t>(n - i) * sizeof *at);
+    step<kCareful>(Type::load(tail), lanes, block);
+  }
+}
+
+// Byte exponents of n elements: bits 23 to 30 of their fp32 values.
+template <class Type>
+inline void take_exponents(const typename Type::Element* from, int64_t n, Exponents* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store_exponents(to->bin + i, Type::load(from + i));
+  if (i < n) {
+    typename Type::Element tail[kLanes] = {};
+    memcpy(tail, from + i, static_cast<size_t>(n - i) * sizeof *from);
+    store_exponents(to->bin + i, Type::load(tail));
+  }
+}
+
+inline double magnitude_of(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// The moments of a chunk of fp32, fp16 or bf16, block by block.
+template <class Type>
+class Moments32 {
+ public:
+  using Element = typename Type::Element;
+
+  // Adds at most kBlock elements; returns how many are NaN. Calls beside(offset, n) for each n of
+  // them once, in order, at most kGroup at a time, as soon as they lie in the L1 cache.
+  template <class Beside>
+  int64_t add_block(const Element* from, int64_t size, uint32_t* histogram, const Beside& beside) {
+    Lanes32 attempt = lanes_;
+    Block32 block;
+    const int64_t grouped = run_groups<Type>(from, size, &attempt, &block, beside);
+    run_steps<Type, false>(from + grouped, size - grouped, &attempt, &block);
+    if (grouped < size) beside(grouped, size - grouped);
+    uint32_t block_max = reduce_max_u32(block.extremes.max_bits);
+    int64_t nans = 0;
+    if (block_max >= kInfinityBits || (grouped > 0 && !Type::fits_groups(block_max))) {
+      attempt = lanes_;
+      block = Block32();
+      run_steps<Type, true>(from, size, &attempt, &block);
+      block_max = reduce_max_u32(block.extremes.max_bits);
+      infs_ += total(block.infs);
+      nans = total(block.nans);
+      nans_ += nans;
+    }
+    lanes_ = attempt;
+    const int64_t padding = (kLanes - size % kLanes) % kLanes;
+    const int64_t zeros = total(block.extremes.zeros) + block.zeros_in_groups - padding;
+    zeros_ += zeros;
+    const uint32_t block_min_less_1 = reduce_min_u32(block.extremes.min_bits_less_1);
+    max_bits_ = block_max > max_bits_ ? block_max : max_bits_;
+    min_bits_less_1_ = block_min_less_1 < min_bits_less_1_ ? block_min_less_1 : min_bits_less_1_;
+    if (histogram != nullptr && block_max != 0) {
+      Exponents exponents;
+      take_exponents<Type>(from, size, &exponents);
+      const int low = static_cast<int>((block_min_less_1 + 1) >> 23);
+      count_bins(&exponents, size, low, static_cast<int>(block_max >> 23), histogram);
+      if (low == 0) histogram[0] -= static_cast<uint32_t>(zeros);
+    }
+    return nans;
+  }
+
+  void add_to(Moments* result) const {
+    result->zeros += zeros_;
+    result->nans += nans_;
+    result->infs += infs_;
+    result->sum += reduce_add_f64(add_f64(lanes_.sum[0], lanes_.sum[1]));
+    result->abs_sum += reduce_add_f64(add_f64(lanes_.abs_sum[0], lanes_.abs_sum[1]));
+    result->sq_sum[kMiddle] += reduce_add_f64(add_f64(lanes_.sq_sum[0], lanes_.sq_sum[1]));
+    const double abs_max = magnitude_of(max_bits_);
+    if (abs_max > result->abs_max) result->abs_max = abs_max;
+    if (min_bits_less_1_ != 0xffffffffu) {
+      const double abs_min = magnitude_of(min_bits_less_1_ + 1);
+      if (abs_min < result->abs_min) result->abs_min = abs_min;
+    }
+  }
+
+ private:
+  Lanes32 lanes_;
+  uint32_t max_bits_ = 0;
+  uint32_t min_bits_less_1_ = 0xffffffffu;
+  int64_t zeros_ = 0;
+  int64_t nans_ = 0;
+  int64_t infs_ = 0;
+};
+
+}  // namespace
+}  // namespace gradstat::GRADSTAT_VARIANT
