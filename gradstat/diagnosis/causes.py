@@ -32,8 +32,9 @@ EXPLAINS: dict[str, Set[str]] = {
     | {"lr-too-high", "bad-initialization", "class-imbalance", "overfitting"},
     "bad-initialization": _OUTCOMES | _DOUBTS | _FLOW
     | {"lr-too-high", "lr-too-low", "parameters-not-updating"},
-    "zero-loss": _OUTCOMES
-    | {"vanishing-gradient", "dead-units", "sparse-gradients", "parameters-not-updating"},
+    "zero-loss": _OUTCOMES | _DOUBTS
+    | {"bad-inputs", "lr-too-low", "vanishing-gradient", "dead-units", "sparse-gradients",
+       "parameters-not-updating"},
     "class-imbalance": _OUTCOMES | {"bad-targets", "overfitting"},
     "lr-too-high": _OUTCOMES | _FLOW | {"overfitting", "bad-targets"},
     "lr-too-low": _OUTCOMES | {"parameters-not-updating", "class-imbalance"},
@@ -43,14 +44,17 @@ EXPLAINS: dict[str, Set[str]] = {
     "saturated-activation": _OUTCOMES | {"vanishing-gradient", "bad-targets", "lr-too-high"},
     "vanishing-gradient": _OUTCOMES
     | {"bad-targets", "class-imbalance", "parameters-not-updating", "lr-too-low"},
-    "sparse-gradients": _OUTCOMES | {"bad-targets"},
+    "sparse-gradients": _OUTCOMES | _DOUBTS | {"lr-too-low"},
     "nonfinite-loss": {"nonfinite-gradient", "diverging-loss", "lr-too-high", "dead-units"},
     "nonfinite-gradient": {"nonfinite-loss", "diverging-loss"},
-    "plateau": {"flat-loss", "constant-predictions", "bad-targets"},
+    "plateau": {"flat-loss", "constant-predictions", "bad-targets", "underfitting"},
     "underfitting": {"constant-predictions", "flat-loss", "plateau", "vanishing-gradient",
-                     "bad-targets", "dead-units", "sparse-gradients", "lr-too-low"},
+                     "bad-targets", "dead-units", "sparse-gradients", "lr-too-low",
+                     "lr-too-high"},
     "overfitting": {"bad-targets"},
-    "diverging-loss": {"oscillating-loss", "overfitting"},
+    "diverging-loss": {"oscillating-loss", "overfitting", "lr-too-high", "exploding-gradient",
+                       "nonfinite-loss", "nonfinite-gradient", "vanishing-gradient"},
+    "flat-loss": {"underfitting"},
     "constant-predictions": {"flat-loss", "bad-targets"},
 }  # fmt: skip
 """Cause and what it brings about: inputs that are not scaled saturate units, which lets gradients

@@ -49,6 +49,11 @@ class Shape:
         """Share of the first value that has been gained; negative where the loss has risen."""
         return (self.first - self.last) / max(abs(self.first), 1e-12)
 
+    @property
+    def still_falls(self) -> bool:
+        """Whether the second half falls by more than noise and by a twentieth of what is left."""
+        return -self.trend > max(3 * self.trend_error, 0.05 * abs(self.last))
+
 
 def shape_of(curve: Curve | None) -> Shape | None:
     """Return the shape of a curve, or None where it has too few finite values."""

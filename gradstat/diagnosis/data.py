@@ -15,11 +15,11 @@ _NORMALISES = ("BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "RMSNorm")
 
 
 def input_rows(case: Case) -> Floats:
-    """Return the sampled rows of float inputs, (n, features), or none."""
+    """Return the sampled rows of inputs, (n, features), or none."""
     arrays = [
         batch.inputs.reshape(len(batch.inputs), -1)
         for batch in case.run.batches
-        if batch.inputs is not None and "inputs" not in batch.integers and batch.inputs.size
+        if batch.inputs is not None and batch.inputs.size
     ]
     width = arrays[0].shape[1] if arrays else 0
     alike = [array for array in arrays if array.shape[1] == width]
@@ -93,10 +93,12 @@ class InputScale(Rule):
         model = case.run.model
         if model is not None and model.modules and model.modules[0].startswith(_NORMALISES):
             return
+        if any("inputs" in batch.integers for batch in case.run.batches):  # of tokens, say
+            return
         normal = float(np.median(deviations[deviations > 0]))
         widest = float(deviations.max())
-        severity = "info" if case.learns else "error" if rms > 10 * self.large else "warning"
-        certainty = 0.4 if case.learns else 0.9
+        severity = "info" if case.is_well else "error" if rms > 10 * self.large else "warning"
+        certainty = 0.4 if case.is_well else 0.9
         if rms > self.large:
             yield self._finding(
                 f"the inputs are {rms:.3g} in size where initialisations assume about 1: "
@@ -328,7 +330,8 @@ class Imbalance(Rule):
             if len(shares) == 2
             else (shares[0] >= 0.7 and shares[0] / max(shares[-1], 1e-9) >= 10)
         )
-        if not is_common or not is_one_column:
+        is_lost = shares[0] > self.extreme and case.left is not None and case.left > 0.9
+        if not is_common or not (is_one_column or is_lost):
             return
         found = _rare_recall(case)
         certainty = 0.85
@@ -375,6 +378,8 @@ def _rare_recall(case: Case) -> float | None:
             predicted = batch.outputs.argmax(-1)
         else:
             is_probability = batch.outputs.min() >= 0 and batch.outputs.max() <= 1
+            if batch.outputs.size != targets.size:
+                continue
             predicted = (batch.outputs.ravel() > (0.5 if is_probability else 0)).astype(float)
         rare = (targets != common) & (targets >= 0)
         hits += int((predicted[rare] == targets[rare]).sum())

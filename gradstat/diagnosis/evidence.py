@@ -37,7 +37,12 @@ class Layer:
     @property
     def is_matrix(self) -> bool:
         """Whether it multiplies what flows through: no bias, no gain of a normalisation."""
-        return len(self.shape) >= 2 and self.module != "Embedding"
+        return len(self.shape) >= 2 and not self.is_embedding
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether it is a table that rows are picked from."""
+        return self.module in ("Embedding", "EmbeddingBag")
 
     @property
     def fan_in(self) -> int:

@@ -59,9 +59,32 @@ class ProbabilitiesAsLogits(Rule):
                     "largest sum of a row less 1", max(abs(o.sum(-1) - 1).max() for o in outputs)
                 ),
             )
+        outputs = [o for o in outputs if np.isfinite(o).all()]
+        if len(outputs) < self.min_samples:
+            return
         in_range = all(o.min() >= 0 and o.max() <= 1 for o in outputs if np.isfinite(o).all())
         in_range = in_range and any(o.max() > 0.1 and o.std() > 0 for o in outputs)
         n_values = sum(o.size for o in outputs)
+        is_squashed = in_range and task.n_classes > 1 and not all(map(_are_probabilities, outputs))
+        if task.loss.name == "cross-entropy" and is_squashed and n_values >= 128:
+            yield _finding(
+                "the outputs lie between 0 and 1, as after a sigmoid, where the cross-entropy "
+                "takes any number: no class can be more than e times as likely as another",
+                ("remove the sigmoid and give the loss the logits",),
+                0.93,
+                Measure("smallest output", min(float(o.min()) for o in outputs), threshold=0.0),
+                Measure("largest output", max(float(o.max()) for o in outputs), threshold=1.0),
+            )
+        is_one_of_many = task.kind == "binary" and all(map(_are_probabilities, outputs))
+        if is_one_of_many and task.loss.name == "bce" and (task.targets.sum(-1) != 1).any():
+            yield _finding(
+                "each row of the outputs sums to 1, as after a softmax, where a row of the targets "
+                "holds several ones or none: they can never be met",
+                ("use a sigmoid in place of the softmax, or BCEWithLogitsLoss on the logits",),
+                0.95,
+                Measure("rows of targets that do not sum to 1",
+                        float((task.targets.sum(-1) != 1).mean()), threshold=0.0),
+            )  # fmt: skip
         if task.loss.name == "bce-with-logits" and in_range and n_values >= 32:
             yield _finding(
                 "the outputs lie between 0 and 1, as after a sigmoid, and BCEWithLogitsLoss "
@@ -125,6 +148,30 @@ class LogitsAsLogProbabilities(Rule):
                 0.96,
                 Measure("log of a row's sum of exp", float(np.median(off)), "nat", threshold=0.05),
             )
+
+
+@dataclass(frozen=True)
+class Maximised(Rule):
+    """A loss with its sign turned round, so that every step makes the model worse."""
+
+    codes = ("diverging-loss",)
+    needs = ("outputs", "targets", "loss")
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        loss = case.task.loss
+        if loss is None or loss.factor >= 0:
+            return
+        yield Finding(
+            "diverging-loss",
+            "error",
+            0.96,
+            f"what is minimised is {loss.factor:.3g} times the {loss.name} loss: every step makes "
+            "the answers worse, without end",
+            ("remove the minus sign from the loss",),
+            (Measure("observed loss over the mean loss of the samples", loss.factor,
+                     threshold=0.0),),
+            SOURCE,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -224,11 +271,15 @@ class OutputRange(Rule):
     far_beyond: float = 0.2
     """The same where the outputs are never negative but not at a limit either."""
 
+    near: float = 0.1
+    """Their lowest twentieth over their root mean square, at most: a limit shows where it is near.
+    """
+
     min_values: int = 128
 
     def judge(self, case: Case) -> Iterator[Finding]:
         task = case.task
-        if task.kind != "numbers":
+        if task.kind != "numbers" or (task.loss is not None and task.loss.factor < 0):
             return
         outputs = np.concatenate([b.outputs.ravel() for b in task.paired if b.outputs is not None])
         outputs, targets = outputs[np.isfinite(outputs)], task.targets.ravel()
@@ -253,10 +304,18 @@ class OutputRange(Rule):
             return
         late = [b.outputs.ravel() for b in case.late if b.is_paired and b.outputs is not None]
         lowest = min((float(rows.min()) for rows in late if rows.size), default=-1.0)
+        known = np.concatenate(late) if late else np.zeros(1)
+        is_near = np.quantile(known, 0.05) < self.near * np.sqrt(np.mean(known**2))
         below = float((targets < -1e-6).mean())
         varies = any(rows.std() > 0 for rows in late if rows.size)
         n_late = sum(map(len, late))
-        if lowest >= 0 and varies and below > self.far_beyond and n_late >= self.min_values:
+        if (
+            lowest >= 0
+            and is_near
+            and varies
+            and below > self.far_beyond
+            and n_late >= self.min_values
+        ):
             yield _finding(
                 f"no output is ever negative, as after softplus or exp, and {below:.0%} of the "
                 "targets "
@@ -272,7 +331,9 @@ class OutputRange(Rule):
         last = model.modules[-1].lower() if model is not None and model.modules else ""
         if last and last in name.lower():
             return True
-        if name == "ReLU":  # whole numbers come from rounding
-            return bool((outputs % 1 != 0).any())
+        if (outputs % 1 == 0).all():  # whole numbers come from rounding
+            return False
+        if name == "ReLU":
+            return True
         edges = ((outputs < 0.02) | (outputs > 0.98)) if name != "tanh" else np.abs(outputs) > 0.96
         return bool(edges.mean() > 0.1)

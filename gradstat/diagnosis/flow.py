@@ -8,7 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradstat.diagnosis.evidence import ABS_MAX, INFS, L2, NANS, Curve, Floats
+from gradstat.diagnosis.evidence import (
+    ABS_MAX,
+    DEAD_ROWS,
+    INFS,
+    L2,
+    NANS,
+    NUMEL,
+    ROWS,
+    ZEROS,
+    Curve,
+    Floats,
+)
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.rule import Case, Rule, middle
 
@@ -29,10 +40,15 @@ class Vanishing(Rule):
     faded_shallow: float = 1e-6
     """The same of fewer weights than that: in a recurrent network depth is in time."""
 
+    rounding: float = 1e-7
+    """Largest gradient's root mean square over the loss, below which it is the rounding of a
+    derivative that is 0: fp32's epsilon is 1.2e-7."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
         if len(run.probes.steps) < 3 or len(run.matrices) < 2:
             return
+        yield from self._to_rounding(case)
         gradients = run.probes.gradient_rms[:, run.matrices]
         quarter = max(1, len(run.matrices) // 4)
         profile = middle(gradients, axis=0)
@@ -67,6 +83,29 @@ class Vanishing(Rule):
             tuple(run.layers[i].name for i in run.matrices[:quarter]),
         )
 
+    def _to_rounding(self, case: Case) -> Iterator[Finding]:
+        shape, run = case.loss, case.run
+        if shape is None or case.learns or shape.last == 0:
+            return
+        largest = np.nanmax(run.probes.gradient_rms, axis=1, initial=0.0)
+        size = float(np.median(largest)) / abs(shape.last)
+        norms = _total_norms(run.probes.gradients)
+        is_clipped = norms.std() < 1e-3 * norms.mean()  # to a norm that is next to nothing
+        if 0 < size < self.rounding and not is_clipped:
+            yield Finding(
+                "vanishing-gradient",
+                "error",
+                0.9,
+                "no gradient is more than the rounding of 0: hardly anything of the loss depends "
+                "on the parameters smoothly",
+                (
+                    "look between model and loss for a normalisation of a single number, a sign, "
+                    "a clamp or a function in its flat part",
+                ),
+                (Measure("largest gradient over the loss", size, threshold=self.rounding),),
+                "IEEE 754 arithmetic",
+            )
+
 
 @dataclass(frozen=True)
 class Exploding(Rule):
@@ -80,11 +119,14 @@ class Exploding(Rule):
     it is below 1."""
 
     spike: float = 50.0
-    """Largest total norm over the median one."""
+    """Largest total norm over the median of those before it: late ones may be small because the run
+    has converged."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
+        steps = np.concatenate([run.probes.steps, run.recent_steps])
         norms = np.concatenate([_total_norms(run.probes.gradients), run.decisions[:, 0]])
+        norms = norms[np.argsort(steps, kind="stable")]
         norms = norms[np.isfinite(norms) & (norms > 0)]
         if norms.size == 0 or case.learns:
             return
@@ -92,14 +134,19 @@ class Exploding(Rule):
             relative = run.probes.gradient_rms[:1] / run.probes.weight_rms[:1]
         matrices = relative[:, run.matrices] if len(run.matrices) else relative
         largest = float(np.nanmax(np.where(np.isfinite(matrices), matrices, 0), initial=0))
-        spread = float(norms.max() / np.median(norms))
+        before = [float(np.median(norms[:k])) for k in range(5, len(norms))]
+        spread = max((float(n) / b for n, b in zip(norms[5:], before, strict=True)), default=1.0)
         if largest > self.grown:
             confidence = float(min(0.95, 0.75 + 0.05 * np.log10(largest / self.grown)))
             seen = Measure("gradient over weight", largest, threshold=self.grown)
             text = f"gradients are {largest:.2g} times as large as the weights they are to correct"
-        elif spread > self.spike and norms.size >= 20:
+        elif (
+            spread > self.spike
+            and norms.size >= 20
+            and (case.loss is None or case.is_judged_by_loss)
+        ):
             confidence = 0.6
-            seen = Measure("largest norm over the median one", spread, threshold=self.spike)
+            seen = Measure("largest norm over the median before it", spread, threshold=self.spike)
             text = f"the total norm jumps to {spread:.2g} times its usual value"
         else:
             return
@@ -215,7 +262,7 @@ class Nonfinite(Rule):
 
 @dataclass(frozen=True)
 class SparseGradients(Rule):
-    """Gradients that are zero nearly everywhere though every unit could have one."""
+    """Weights most of which get no gradient in a step, so that each is hardly ever corrected."""
 
     codes = ("sparse-gradients",)
     needs = ("steps",)
@@ -223,31 +270,66 @@ class SparseGradients(Rule):
     zero: float = 0.9
     """Share of a weight's gradient that is exactly 0, the median over the probes."""
 
+    visits: float = 20.0
+    """Steps that have had a gradient for an element, on average, at most."""
+
+    moved: float = 0.3
+    """Share of its own size that an element could have moved in these steps, at most: what moves
+    far in a few steps has an optimizer that makes up for it."""
+
+    left: float = 0.85
+    """Share of a guess's loss that is left, at least, where it is known."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
-        if len(run.probes.steps) < 4 or len(run.matrices) == 0 or case.learns:
+        if len(run.probes.steps) < 4 or not run.layers:
             return
-        tables = run.probes.gradients[:, run.matrices]
+        tables = run.probes.gradients
         with np.errstate(invalid="ignore", divide="ignore"):
-            zero = middle(tables[..., 1] / tables[..., 0], axis=0)
+            zero = middle(tables[..., ZEROS] / tables[..., NUMEL], axis=0)
+            rows = middle(tables[..., DEAD_ROWS] / tables[..., ROWS], axis=0)
         reached = (np.nan_to_num(tables[..., ABS_MAX]) > 0).mean(0) > 0.5
-        sparse = (zero > self.zero) & reached
-        if sparse.sum() < max(1, 0.3 * len(run.matrices)):
+        weights = np.array([len(layer.shape) >= 2 for layer in run.layers])
+        sparse = (zero > self.zero) & reached & weights
+        if len(run.matrices) and sparse[last := run.matrices[-1]] and rows[last] > self.zero:
+            yield self._finding(
+                case, [last], zero, "most of the last layer's units take no part in the loss",
+                ("check what the loss leaves out: a slice, a mask, a clamp",), 0.8,
+            )  # fmt: skip
             return
-        yield Finding(
+        alive = np.maximum(1 - zero, 0)
+        moved = np.nanmean(run.probes.update_ratio, axis=0) * run.step * np.sqrt(alive)
+        rare = sparse & (alive * run.step < self.visits) & (moved < self.moved)
+        hindered = not case.learns if case.left is None else case.left > self.left
+        if rare.any() and hindered:
+            yield self._finding(
+                case, list(np.flatnonzero(rare)), zero,
+                "an element gets a gradient in so few steps that it stays nearly where it began",
+                (
+                    "use an optimizer that scales each element's step: Adagrad, SparseAdam, Adam",
+                    "train for more epochs, with a larger lr for these parameters",
+                    "merge rare ids or words into one",
+                ), 0.75,
+            )  # fmt: skip
+
+    def _finding(
+        self, case: Case, places: list[int], zero: Floats, text: str, remedy: tuple[str, ...],
+        confidence: float,
+    ) -> Finding:  # fmt: skip
+        visits = float(np.min(1 - zero[places])) * case.run.step
+        return Finding(
             "sparse-gradients",
             "warning",
-            0.7,
-            f"most weights of {int(sparse.sum())} layers get a gradient of exactly 0 in each step",
+            confidence,
+            text,
+            remedy,
             (
-                "use an activation without a dead zone (LeakyReLU, GELU)",
-                "for embeddings: sparse=True with SparseAdam, or a larger batch",
+                Measure("median share of zeros", float(np.max(zero[places])), threshold=self.zero),
+                Measure("steps with a gradient for an element", visits, threshold=self.visits),
             ),
-            (Measure("median share of zeros", float(middle(zero[sparse])),
-                     threshold=self.zero),),
-            "AutoTrainer (Zhang et al. 2021), dying ReLU",
-            tuple(run.layers[i].name for i, s in zip(run.matrices, sparse, strict=True) if s),
-        )  # fmt: skip
+            "Duchi et al. 2011, Adaptive Subgradient Methods, section 1; AutoTrainer",
+            tuple(case.run.layers[i].name for i in places),
+        )
 
 
 def _total_norms(tables: Floats) -> Floats:

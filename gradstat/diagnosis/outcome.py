@@ -22,6 +22,18 @@ class ConstantPredictions(Rule):
     varies: float = 1e-3
     """Deviation over the rows of a batch, over the outputs' own size."""
 
+    skill: float = 0.1
+    """Skill up to which a loss that has fallen is no sign of learning: a penalty may have."""
+
+    alike: float = 0.1
+    """Correlation of outputs and targets within a column, at most."""
+
+    columns: int = 8
+    """Columns from which the targets' mean can be told from chance."""
+
+    rows: int = 64
+    """Rows from which a correlation is seen."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         spreads = []
         for batch in case.late:
@@ -31,26 +43,66 @@ class ConstantPredictions(Rule):
             rows = outputs.reshape(len(outputs), -1)
             scale = float(np.sqrt(np.mean(rows**2)))
             spreads.append(float(rows.std(0).mean()) / scale if scale > 0 else 0.0)
-        if len(spreads) < 3 or case.learns:
+        targets = case.task.targets
+        if len(spreads) < 3 or (targets.size and (targets == targets[:1]).all()):
+            return
+        likeness = self._likeness(case)
+        if likeness is not None and likeness < self.alike:
+            yield self._finding(
+                "the outputs have the targets' mean over all rows, but a row's own output has "
+                "nothing to do with its target: the inputs do not get through",
+                Measure("correlation of outputs and targets within a column", likeness,
+                        threshold=self.alike),
+            )  # fmt: skip
             return
         spread = float(np.median(spreads))
-        targets = case.task.targets
-        if spread > self.varies or (targets.size and (targets == targets[:1]).all()):
-            return
-        yield Finding(
+        is_lucky = case.skill is not None and case.skill > self.skill
+        if spread <= self.varies and not (case.learns and (case.skill is None or is_lucky)):
+            yield self._finding(
+                "the outputs are the same for every row: the inputs do not get through",
+                Measure("deviation over the rows", spread, "of the outputs' size",
+                        threshold=self.varies),
+            )  # fmt: skip
+
+    def _likeness(self, case: Case) -> float | None:
+        """Return how outputs go with targets from row to row, where they do from column to column.
+
+        None where they do not, so that they need not be alike, or where there are few columns, or
+        a loss whose scale is known tells more.
+        """
+        rows = [
+            (b.outputs, b.targets)
+            for b in case.late
+            if b.is_paired and b.outputs is not None and b.targets is not None
+        ]
+        if case.task.kind not in ("numbers", "binary") or case.task.chance is not None or not rows:
+            return None
+        if rows[0][0].ndim != 2 or rows[0][0].shape[1] < self.columns:
+            return None
+        outputs, targets = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+        if len(outputs) < self.rows or not np.isfinite(outputs).all():
+            return None
+        if np.corrcoef(outputs.mean(0), targets.mean(0))[0, 1] < 0.5:
+            return None
+        own = np.corrcoef((outputs - outputs.mean(0)).ravel(), (targets - targets.mean(0)).ravel())
+        return float(own[0, 1])
+
+    def _finding(self, text: str, seen: Measure) -> Finding:
+        return Finding(
             "constant-predictions",
             "error",
             0.75,
-            "the outputs are the same for every row: the inputs do not get through",
+            text,
             (
                 "look at the first finding for what cuts the inputs off (dead units, saturation, "
                 "weight decay, dropout)",
+                "in a variational autoencoder: lower the weight of the divergence, or raise it "
+                "from 0 (warm-up)",
                 "check that the inputs differ: gradstat.check(model, loss_fn, batch)",
             ),
-            (Measure("deviation over the rows", spread, "of the outputs' size",
-                     threshold=self.varies),),
-            "UMLAUT (Schoop et al. 2021)",
-        )  # fmt: skip
+            (seen,),
+            "UMLAUT (Schoop et al. 2021); Bowman et al. 2016, 1511.06349, section 3.1",
+        )
 
 
 @dataclass(frozen=True)
@@ -76,6 +128,8 @@ class Overfitting(Rule):
         values = val.finite
         k = max(1, len(values) // 10)
         last, lowest = float(np.median(values[-k:])), float(values.min())
+        if shape.last < 0 < last:  # another loss than the one that is validated
+            return
         rise = last / max(abs(lowest), 1e-12) - 1
         # The two may be sums over unlike numbers of rows: compare what has become of each.
         began = float(values[0]) / max(abs(shape.first), 1e-12)
@@ -83,10 +137,11 @@ class Overfitting(Rule):
         train = shape.last * fair
         if last < self.gap * train or shape.fall < 0.2:
             return
-        chance = case.task.chance
+        chance = case.task.val_chance
         guess = chance if chance is not None else float(np.median(values[:2]))
         matters = last > self.matters * guess
-        if rise < self.rise and not (matters and last > 10 * train):
+        is_comparable = 0.1 < began < 10  # the one may hold a penalty that the other does not
+        if rise < self.rise and not (matters and is_comparable and last > 10 * train):
             return
         yield Finding(
             "overfitting",
@@ -120,11 +175,17 @@ class RandomTargets(Rule):
     codes = ("bad-targets",)
     needs = ("outputs", "targets", "loss")
 
-    reach: float = 0.1
+    reach: float = 0.3
     """Updates over weights, times the steps: below that the run has not tried."""
 
-    unseen: float = 0.97
+    unseen: float = 0.95
     """Best validation loss over that of a guess, at least."""
+
+    falls: float = 0.05
+    """Fall over the second half of the run, over the last value: what still falls may yet learn."""
+
+    orderly: float = 1.5
+    """Largest loss over that of a guess, at most, in a run whose steps are no reason for it."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         run, shape, chance = case.run, case.loss, case.task.chance
@@ -134,18 +195,25 @@ class RandomTargets(Rule):
             return
         val = run.val_loss
         if val is not None and len(val.finite) >= 3:
+            if case.task.val_chance is None:
+                return
             best = float(val.finite.min())
-        elif case.task.kind != "binary":  # which an adversary's critic keeps at a guess
+            if not case.learns and 0.8 * chance < val.finite[0] < chance:
+                best *= chance / float(val.finite[0])  # the guess's own on these rows
+            half = val.finite[len(val.finite) // 2 :]
+            falls = half[0] - half[-1] > self.falls * abs(half[-1])
+        elif not case.may_be_adversary:
             best = shape.best
+            falls = shape.still_falls
         else:
             return
         reach = float(np.nanmean(ratios(case))) * run.step if len(run.probes.steps) else 0.0
-        if best < self.unseen * chance or shape.last > 1.1 * chance or reach < self.reach:
+        if falls or best < self.unseen * chance or shape.last > 1.1 * chance or reach < self.reach:
             return
         yield Finding(
             "bad-targets",
             "warning",
-            0.7 if case.learns else 0.5,
+            0.7 if case.learns else 0.68 if shape.peak < self.orderly * chance else 0.5,
             "the weights have moved far, but validation is never better than a guess: the targets "
             "seem to have nothing to do with the inputs",
             (
@@ -159,6 +227,50 @@ class RandomTargets(Rule):
             ),
             "Zhang et al. 2017, 1611.03530",
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NoisyTraining(Rule):
+    """A training loss that stays far above the validation loss: labels that only training has."""
+
+    codes = ("bad-targets",)
+    needs = ("loss", "val_loss", "outputs", "targets")
+
+    ratio: float = 0.8
+    """Validation over training loss, at most; without dropout they are alike or the former is
+    larger."""
+
+    left: float = 0.5
+    """Share of a guess's loss that is left in training and in validation, at least: labels of a
+    small share that are wrong do no harm."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        shape, val, model = case.loss, case.run.val_loss, case.run.model
+        if shape is None or val is None or len(val.finite) < 3 or case.task.kind != "classes":
+            return
+        if case.task.val_chance is None or case.left is None or case.left < self.left:
+            return
+        if model is None or model.dropout > 0 or shape.still_falls:
+            return
+        last = float(np.median(val.finite[-max(1, len(val.finite) // 5) :]))
+        if last > self.ratio * shape.last or last < self.left * case.task.val_chance:
+            return
+        yield Finding(
+            "bad-targets",
+            "warning",
+            0.65,
+            "the model does far better on the validation rows than on those that it is trained "
+            "on: some of the training labels seem to be wrong",
+            (
+                "look at the training rows with the largest loss: are their labels right?",
+                "if training inputs are distorted (augmentation, mixup), distort them less",
+            ),
+            (
+                Measure("validation over training loss", last / shape.last, threshold=self.ratio),
+                Measure("training loss over a guess", case.left, threshold=self.left),
+            ),
+            "Northcutt et al. 2021, 1911.00068; DeepCrime's operator on labels",
+        )
 
 
 @dataclass(frozen=True)
@@ -188,11 +300,9 @@ class Underfitting(Rule):
     """Change over the second half of the run, over the last value, at most."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
-        shape, chance, run = case.loss, case.task.chance, case.run
-        if shape is None or chance is None or chance <= 0:
+        shape, left, run = case.loss, case.left, case.run
+        if shape is None or left is None:
             return
-        floor = case.task.floor
-        left = (shape.last - floor) / max(chance - floor, 1e-12)
         reason, remedy, confidence = self._reason(case)
         most = self.left if case.task.kind != "numbers" else self.left_of_numbers
         if reason:
@@ -202,7 +312,13 @@ class Underfitting(Rule):
         if not reason and abs(shape.fall) < 0.03:  # that is a flat loss, whatever the reason
             return
         stalls = -shape.trend < max(2 * shape.trend_error, self.stalled * abs(shape.last))
-        if not reason and stalls and run.val_loss is not None and run.step >= 100:
+        if (
+            not reason
+            and stalls
+            and not case.learns
+            and run.val_loss is not None
+            and run.step >= 100
+        ):
             confidence = 0.5
         yield Finding(
             "underfitting",
@@ -247,6 +363,9 @@ class Underfitting(Rule):
                 0.75,
             )
         widths = [run.layers[i].shape[0] for i in run.matrices[:-1]]
+        widths += [
+            run.layers[i].shape[1] for i in run.matrices[1:] if len(run.layers[i].shape) == 2
+        ]
         if widths and min(widths) <= 2:
             return (
                 f"a layer of {min(widths)} units is all that the inputs pass through",

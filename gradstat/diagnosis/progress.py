@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradstat.diagnosis.curve import Shape
 from gradstat.diagnosis.evidence import L2
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.rule import Case, Rule, middle
@@ -14,28 +15,76 @@ from gradstat.diagnosis.rule import Case, Rule, middle
 
 @dataclass(frozen=True)
 class ZeroLoss(Rule):
-    """A loss that is exactly zero from the start, or has been multiplied or masked away."""
+    """A loss that is zero from the start: multiplied or masked away, or made of the outputs."""
 
     codes = ("zero-loss",)
     needs = ("loss",)
+
+    nothing: float = 1e-6
+    """Loss over that of a guess (else over the targets' mean square), below which only rounding is
+    left of it."""
+
+    early: int = 8
+    """Steps in which no model is right in every row, unless it was trained before."""
+
+    unsure: float = 0.3
+    """Loss over that of all classes alike, from which a model was not trained before."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         loss = case.run.loss
         if loss is None or len(loss) < 10:
             return
         zero = float((loss.values == 0).mean())
-        if zero < 0.5 or not (loss.values[:3] == 0).any():
+        if zero >= 0.5 and (loss.values[:3] == 0).any():
+            yield self._finding(
+                "the loss is exactly 0 from the first steps on",
+                Measure("share of losses that are 0", zero, threshold=0.5),
+            )
             return
-        yield Finding(
+        largest = float(np.abs(loss.values[:10]).max())
+        scale = self._scale(case)
+        if largest < self.nothing * scale:
+            yield self._finding(
+                "the loss is nothing but rounding from the first steps on",
+                Measure("largest early loss over a guess's", largest / scale,
+                        threshold=self.nothing),
+            )  # fmt: skip
+        elif self._are_own_answers(case):
+            yield self._finding(
+                "an untrained model is right in every row: the targets are made from its outputs",
+                Measure("share of rows that are right at first", 1.0, threshold=1.0),
+            )
+
+    def _scale(self, case: Case) -> float:
+        if case.task.chance is not None:
+            return case.task.chance
+        is_known = case.task.kind == "numbers" and case.task.targets.size
+        return float(np.mean(case.task.targets**2)) if is_known else 0.0
+
+    def _are_own_answers(self, case: Case) -> bool:
+        """Whether the first answers are all right though the model is not sure of them."""
+        task = case.task
+        early = [b for b in task.paired if b.step < self.early and b.targets is not None]
+        targets = np.concatenate([b.targets.ravel() for b in early]) if early else np.zeros(0)  # type: ignore[union-attr]
+        _, counts = np.unique(targets, return_counts=True)
+        if task.kind not in ("classes", "binary") or targets.size - counts.max(initial=0) < 8:
+            return False  # a constant is easily right
+        classes = task.n_classes or 2
+        unsure = [(b.loss or 0.0) > self.unsure * np.log(classes) for b in early]
+        right = [task.accuracy([b]) == 1.0 for b in early]
+        return all(right) and any(unsure)
+
+    def _finding(self, text: str, seen: Measure) -> Finding:
+        return Finding(
             "zero-loss",
             "error",
             0.93,
-            "the loss is exactly 0 from the first steps on: nothing is left to be learnt from",
+            text + ": nothing is left to be learnt from",
             (
                 "check masks, weights and ignore_index: do they leave any element?",
                 "check that the targets are not made from the outputs",
             ),
-            (Measure("share of losses that are 0", zero, threshold=0.5),),
+            (seen,),
             "no proper loss is 0 before training",
         )
 
@@ -59,16 +108,21 @@ class FlatLoss(Rule):
         shape = case.loss
         if shape is None or case.learns or shape.first == 0:
             return
-        moved = abs(shape.fall)
+        chance = case.task.chance
+        # An offset is soon learnt, and is no more than a guess.
+        guess = None if case.may_be_adversary else chance
+        start = shape.first if guess is None else min(abs(shape.first), guess)
+        moved = abs(start - shape.last) / max(abs(start), 1e-12)
         noise = 2 * shape.noise / max(abs(shape.first), 1e-12) / 3
         quiet = shape.noise < self.noise * abs(shape.first)
         values = case.run.loss.finite if case.run.loss is not None else np.zeros(0)
         wanders = values.max() > 1.2 * shape.first or values.min() < 0.8 * shape.first
-        if case.task.chance is None and (moved > self.fall or not quiet or wanders):
+        if chance is None and (moved > self.fall or not quiet or wanders):
             return
         if moved > max(self.fall, noise) or shape.peak > 3 * abs(shape.first):
             return
-        chance = case.task.chance
+        if shape.still_falls:
+            return
         near = chance is None or shape.last > 0.8 * chance
         if not near:
             return
@@ -77,7 +131,8 @@ class FlatLoss(Rule):
             "warning",
             0.6 if chance is not None else 0.45,
             "the loss stays where it began"
-            + (", at what guessing would score" if chance is not None else ""),
+            if chance is None
+            else "the loss stands at what guessing would score",
             (
                 "overfit one batch first: gradstat.check(model, loss_fn, batch)",
                 "raise lr by 10, then look at the update-to-weight ratio",
@@ -100,9 +155,24 @@ class Diverging(Rule):
     above: float = 2.0
     """Last over best, as in torch-lr-finder and TheDeepChecker."""
 
+    beneath: float = 10.0
+    """How many times its first size a loss is below 0, and the last outputs are over the first,
+    where it falls without end."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         shape = case.loss
         loss = case.run.loss
+        if shape is not None and self._falls_for_ever(case, shape):
+            yield Finding(
+                "diverging-loss",
+                "error",
+                0.9,
+                "the loss falls below 0 without end while the outputs grow: it has no lower bound",
+                ("check the loss for a missing maximum, absolute value, square, or its sign",),
+                (Measure("last loss", shape.last, threshold=-self.beneath * abs(shape.first)),),
+                "a proper loss has a lower bound",
+            )
+            return
         if loss is None or case.learns:
             return
         if shape is None:
@@ -114,6 +184,13 @@ class Diverging(Rule):
         base = max(abs(shape.best), 0.05 * abs(shape.first), 1e-12)
         if shape.last > self.above * base and shape.last > shape.best + 4 * shape.noise / 3:
             yield self._finding(shape.last / base, shape.rises_steadily)
+
+    def _falls_for_ever(self, case: Case, shape: Shape) -> bool:
+        known = [b.outputs for b in case.run.batches if b.outputs is not None and b.outputs.size]
+        if not shape.still_falls or len(known) < 4 or not case.is_supervised:
+            return False
+        first, last = (float(np.sqrt(np.mean(known[i] ** 2))) for i in (0, -1))
+        return shape.last < -self.beneath * abs(shape.first) and last > self.beneath * first
 
     def _finding(self, grown: float, steadily: bool) -> Finding:
         return Finding(
@@ -187,9 +264,10 @@ class Plateau(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         run, shape = case.run, case.loss
-        if shape is None or case.learns or len(run.probes.steps) < 4 or not len(run.matrices):
+        weights = [i for i, layer in enumerate(run.layers) if len(layer.shape) >= 2]
+        if shape is None or case.learns or len(run.probes.steps) < 4 or not weights:
             return
-        gradients = middle(run.probes.gradient_rms[:, run.matrices], axis=0)
+        gradients = middle(run.probes.gradient_rms[:, weights], axis=0)
         finite = gradients[np.isfinite(gradients)]
         if finite.size == 0 or not (finite > 0).any() or abs(shape.fall) > 0.1:
             return

@@ -14,6 +14,11 @@ from gradstat.diagnosis.rule import Case, Rule
 SOURCE = "Karpathy, cs231n (about 1e-3 of the weights a step); DeepDiagnosis ([1e-5, 1e-1])"
 
 
+STRONG_DECAY = 0.1
+"""Ten times AdamW's default, from which decay may erase weights; a smaller one takes a rate for it
+that is itself the fault."""
+
+
 def ratios(case: Case) -> Floats:
     """Return the update of all weights over all weights, in norm, for each probe."""
     run = case.run
@@ -26,11 +31,19 @@ def ratios(case: Case) -> Floats:
 
 
 def shrunk_weights(case: Case) -> bool:
-    """Whether the weights have come down to a twentieth under weight decay, or nearer to zero."""
-    run = case.run
-    if run.optimizer is None or run.optimizer.weight_decay == 0 or len(run.probes.steps) < 4:
+    """Whether weight decay has erased the weights.
+
+    They have come down to a twentieth, or nearer to zero; or decay alone would have taken them
+    there, as it does where it is not scaled with the gradient.
+    """
+    run, optimizer = case.run, case.run.optimizer
+    if optimizer is None or optimizer.weight_decay == 0 or len(run.probes.steps) < 4:
         return False
-    rms = run.probes.weight_rms[:, run.matrices]
+    if not optimizer.is_adaptive or optimizer.name == "AdamW":
+        is_strong = optimizer.weight_decay >= STRONG_DECAY
+        if is_strong and float(run.probes.lrs.mean()) * optimizer.weight_decay * run.step > 3:
+            return True
+    rms = run.probes.weight_rms[:, [len(layer.shape) >= 2 for layer in run.layers]]
     return bool(rms.size and (rms[-1] < rms[0] / 20).mean() > 0.5)
 
 
@@ -47,7 +60,7 @@ class TooHigh(Rule):
     def judge(self, case: Case) -> Iterator[Finding]:
         run, shape = case.run, case.loss
         ratio = ratios(case)
-        if ratio.size < 3 or case.learns or shrunk_weights(case):
+        if ratio.size < 3 or shrunk_weights(case):
             return
         finite = ratio[np.isfinite(ratio)]
         largest = float(finite.max(initial=0.0))
@@ -56,16 +69,20 @@ class TooHigh(Rule):
         began = losses.size > 0 and bool(np.isfinite(losses[0]))
         known = losses[np.isfinite(losses)]
         rose = began and bool(known.max() > 3 * max(abs(float(losses[0])), 1e-12))
+        is_hurt = not case.generalises or (case.left is not None and case.left > 0.5)
+        is_extreme = rose and largest > 10 * self.large and run.val_loss is not None
+        if case.learns and not (is_extreme and is_hurt):
+            return
         lost = began and not np.isfinite(losses[-3:]).any()
-        worse = shape is not None and shape.last > shape.first * 0.98
+        worse = shape is not None and shape.last > shape.first * 1.05
         unsettled = shape is not None and not case.is_settled and shape.best < 0.8 * shape.first
         if largest > 10 * self.large and (rose or lost or worse):
             confidence = 0.9
         elif (usual > self.large or largest > 3 * self.large) and (rose or lost or worse):
             confidence = 0.8
         elif largest > 3 * self.large and self._is_no_better_than_a_guess(case):
-            confidence = 0.75
-        elif usual > 0.003 and (unsettled or (rose and worse)) and case.is_supervised:
+            confidence = 0.75 if rose else 0.6
+        elif usual > 0.003 and (unsettled or (rose and worse)) and case.is_judged_by_loss:
             confidence = 0.7
         else:
             return
@@ -93,7 +110,7 @@ class TooHigh(Rule):
         )
 
     def _is_no_better_than_a_guess(self, case: Case) -> bool:
-        chance = case.task.chance
+        chance = None if case.may_be_adversary else case.task.chance
         return case.loss is not None and chance is not None and case.loss.last > 0.9 * chance
 
 
@@ -110,6 +127,9 @@ class TooLow(Rule):
     usual: float = 1e-5
     """Update over weight, below which a step is too small (DeepDiagnosis)."""
 
+    fair: float = 2e-3
+    """Update over weight from which a loss that falls slowly has another reason than the rate."""
+
     min_steps: int = 30
 
     def judge(self, case: Case) -> Iterator[Finding]:
@@ -120,12 +140,13 @@ class TooLow(Rule):
             return
         gradients = np.nansum(run.probes.gradients[..., L2], axis=1)
         usual = float(np.median(ratio))
-        if not (gradients > 0).mean() > 0.5 or usual == 0:
+        is_off = not run.probes.lrs[-1].any() or run.skipped_steps > 0.5 * run.step
+        if not (gradients > 0).mean() > 0.5 or (usual == 0 and is_off):
             return
         reach = float(np.mean(ratio)) * run.step
-        stands = shape is not None and abs(shape.fall) < 0.1
+        stands = shape is not None and (abs(shape.fall) < 0.1 or self._has_ended(case, usual))
         slow = usual < self.usual or reach < self.reach
-        crawls = self._crawls(case)
+        crawls = usual < self.fair and self._crawls(case)
         if not (slow and (stands or shape is None)) and not crawls:
             return
         yield Finding(
@@ -145,6 +166,11 @@ class TooLow(Rule):
             ),
             SOURCE,
         )
+
+    def _has_ended(self, case: Case, usual: float) -> bool:
+        """Whether a schedule has taken the rate to next to nothing in the first half."""
+        lrs = case.run.probes.lrs.max(axis=1)
+        return usual < self.usual and float(np.median(lrs)) < 1e-3 * float(lrs.max())
 
     def _crawls(self, case: Case) -> bool:
         """Whether the loss falls, steadily but so slowly that hardly anything is gained."""

@@ -42,6 +42,19 @@ class Case:
         return self.task.skill(self.late)
 
     @cached_property
+    def left(self) -> float | None:
+        """Share of a guess's loss that is left at the end; None where it is not known."""
+        shape, chance = self.loss, self.task.chance
+        if shape is None or chance is None or chance <= self.task.floor:
+            return None
+        return (shape.last - self.task.floor) / (chance - self.task.floor)
+
+    @cached_property
+    def is_well(self) -> bool:
+        """Whether the run learns, and not much of a guess's loss is left where that is known."""
+        return bool(self.learns) and (self.left is None or self.left < 0.5)
+
+    @cached_property
     def is_settled(self) -> bool | None:
         """Whether the loss ends near its best; None where there is too little of it.
 
@@ -59,12 +72,22 @@ class Case:
         return bool(self.task.with_targets)
 
     @cached_property
+    def may_be_adversary(self) -> bool:
+        """Whether this may be the critic of a GAN, which a good generator keeps at a guess."""
+        return self.task.kind == "binary" and self.run.val_loss is None
+
+    @cached_property
+    def is_judged_by_loss(self) -> bool:
+        """Whether the loss has to fall for a run to be well."""
+        return self.is_supervised and not self.may_be_adversary
+
+    @cached_property
     def generalises(self) -> bool:
         """Whether the validation loss comes down and stays there.
 
         To half of its first value, or to 70 % of what a guess scores where that is known.
         """
-        val, chance = self.run.val_loss, self.task.chance
+        val, chance = self.run.val_loss, self.task.val_chance
         if val is None or len(val.finite) < 3:
             return False
         last = float(np.median(val.finite[-max(1, len(val.finite) // 5) :]))

@@ -16,12 +16,18 @@ import numpy as np
 from gradstat.diagnosis.evidence import Batch, Floats
 
 Kind = Literal["classes", "binary", "numbers", "unknown"]
-Reduction = Literal["mean", "sum"]
+Reduction = Literal["mean", "sum", "scaled"]
 REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum")
 
 LOSS_TOLERANCE = 2e-3
 """A loss is taken for one of `LOSSES` where it agrees with it to this share: outputs may have been
 fp16, and the loss computed in it."""
+
+MIN_SCALED = 5
+"""Samples from which a loss is taken for a multiple of one of `LOSSES`."""
+
+MIN_SPREAD = 10 * LOSS_TOLERANCE
+"""Deviation of these losses over their mean, at least."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,9 @@ class Loss:
 
     name: str
     reduction: Reduction
+    factor: float = 1.0
+    """What was observed over the mean: -1 where the loss is maximised, a half of an accumulated
+    one, the number of values of a sum."""
 
 
 def _rows(batches: Sequence[Batch]) -> list[tuple[Floats, Floats]]:
@@ -98,34 +107,70 @@ class Task:
     @cached_property
     def loss(self) -> Loss | None:
         """The loss function, where the observed loss agrees with one on most samples."""
-        known = [b for b in self.paired if b.loss]  # 0 agrees with whatever comes to nothing
+        # 0 agrees with whatever comes to nothing
+        known = [b for b in self.paired if b.loss and math.isfinite(b.loss)]
         for name in LOSSES:
             for reduction in REDUCTIONS:
                 if not any(_agrees(batch, name, reduction) for batch in known[:3]):
                     continue
                 if np.mean([_agrees(batch, name, reduction) for batch in known]) > 0.8:
-                    return Loss(name, reduction)
+                    values = np.median([batch.outputs.size for batch in known])  # type: ignore[union-attr]
+                    if name in _BY_CLASS or name == "kl-div":
+                        values /= max(1, self.n_classes)
+                    return Loss(name, reduction, 1.0 if reduction == "mean" else float(values))
+        return self._scaled_loss([batch for batch in known if batch.is_whole])
+
+    def _scaled_loss(self, known: Sequence[Batch]) -> Loss | None:
+        """Return the loss function that what was observed is a constant multiple of.
+
+        Losses that hardly differ from step to step are multiples of anything.
+        """
+        observed = np.array([batch.loss for batch in known], dtype=float)
+        if len(observed) < MIN_SCALED or np.std(observed) < MIN_SPREAD * abs(np.mean(observed)):
+            return None
+        for name in LOSSES:
+            means = np.array([_mean_loss(batch, name) for batch in known])
+            if not np.isfinite(means).any() or (means == 0).all():
+                continue
+            factors = observed / means
+            factor = float(np.nanmedian(factors))
+            if np.mean(np.abs(factors - factor) <= LOSS_TOLERANCE * abs(factor)) > 0.8:
+                return Loss(name, "scaled", factor)
         return None
 
     @cached_property
     def chance(self) -> float | None:
         """Loss of the best guess that does not look at the inputs; None where it is not known.
 
-        Entropy of the classes, or variance (mean absolute deviation) of the numbers.
+        Entropy of the classes, variance (mean absolute deviation) of the numbers. It has the unit
+        of what was observed.
         """
-        if self.loss is None or self.targets.size == 0 or self.loss.reduction == "sum":
+        loss = self.loss
+        if loss is None or self.targets.size == 0 or loss.factor <= 0:
             return None
-        if self.loss.name.startswith("bce") and (self.targets.min() < 0 or self.targets.max() > 1):
+        if loss.name.startswith("bce") and (self.targets.min() < 0 or self.targets.max() > 1):
             return None
-        if self.loss.name in ("cross-entropy", "nll", "bce", "bce-with-logits"):
+        return None if (mean := self._mean_chance(loss.name)) is None else loss.factor * mean
+
+    @cached_property
+    def val_chance(self) -> float | None:
+        """The same in the unit of a validation loss; None for a multiple of a mean."""
+        is_mean = self.loss is not None and self.loss.reduction == "mean"
+        return self.chance if is_mean else None
+
+    def _mean_chance(self, name: str) -> float | None:
+        if name in ("cross-entropy", "nll", "bce", "bce-with-logits"):
             if self.kind == "classes":
                 return float(-(self.shares * np.log(self.shares)).sum())
             share = np.clip(self.targets.reshape(len(self.targets), -1).mean(0), 1e-9, 1 - 1e-9)
+            if name == "cross-entropy":
+                return float(-(share * np.log(share)).sum())
             return float(-(share * np.log(share) + (1 - share) * np.log1p(-share)).mean())
-        centred = self.targets - np.mean(self.targets, axis=0)
-        if self.loss.name == "mse":
-            return float(np.mean(centred**2))
-        return float(np.mean(np.abs(centred))) if self.loss.name == "mae" else None
+        if name in ("mse", "mae", "smooth-l1"):
+            centre = np.mean if name == "mse" else np.median
+            guess = np.broadcast_to(centre(self.targets, axis=0), self.targets.shape)
+            return float(LOSSES[name](guess, self.targets).mean())
+        return None
 
     @cached_property
     def floor(self) -> float:
@@ -136,8 +181,15 @@ class Task:
             return 0.0
         p = np.clip(self.targets, 1e-12, 1 - 1e-12)
         if self.loss.name == "cross-entropy":
-            return float(-(p * np.log(p)).sum(-1).mean())
-        return float(-(p * np.log(p) + (1 - p) * np.log1p(-p)).mean())
+            return self.loss.factor * float(-(p * np.log(p)).sum(-1).mean())
+        return self.loss.factor * float(-(p * np.log(p) + (1 - p) * np.log1p(-p)).mean())
+
+    def accuracy(self, batches: Sequence[Batch]) -> float | None:
+        """Return the share of right answers, of classes; None where there are none."""
+        hits = [_hits(*rows, self.kind).ravel() for rows in _rows(batches)]
+        known = np.concatenate(hits) if hits else np.zeros(0)
+        known = known[~np.isnan(known)]
+        return float(known.mean()) if known.size else None
 
     def skill(self, batches: Sequence[Batch]) -> float | None:
         """Return how much better than a guess the outputs of some batches are: 0 guess, 1 right.
@@ -148,12 +200,11 @@ class Task:
         if not chosen or self.kind == "unknown":
             return None
         if self.kind in ("classes", "binary"):
-            hits = np.concatenate([_hits(*rows, self.kind).ravel() for rows in chosen])
-            hits = hits[~np.isnan(hits)]
+            accuracy = self.accuracy(batches)
             common = self.shares[0] if len(self.shares) else 1.0
-            if hits.size == 0 or common >= 1.0:
+            if accuracy is None or common >= 1.0:
                 return None
-            return float((hits.mean() - common) / (1 - common))
+            return float((accuracy - common) / (1 - common))
         errors = np.concatenate([(outputs - targets).ravel() for outputs, targets in chosen])
         variance = float(np.var(self.targets - np.mean(self.targets, axis=0)))
         if variance == 0.0 or not np.isfinite(errors).all():
@@ -249,20 +300,31 @@ LOSSES: dict[str, Callable[[Floats, Floats], Floats]] = {
 _BY_CLASS = ("cross-entropy", "nll", "log-of-probability")
 
 
+def _mean_loss(batch: Batch, name: str) -> float:
+    """Return a loss's mean over a sample; NaN where it does not take such outputs and targets."""
+    elements = _elements(batch, name)
+    return float(elements.mean()) if elements is not None and elements.size else math.nan
+
+
+def _elements(batch: Batch, name: str) -> Floats | None:
+    outputs, targets = _rows([batch])[0]
+    has_classes = targets.ndim < outputs.ndim
+    if name != "cross-entropy" and has_classes != (name in _BY_CLASS):
+        return None
+    with np.errstate(all="ignore"):
+        return LOSSES[name](outputs, targets)
+
+
 def _agrees(batch: Batch, name: str, reduction: Reduction) -> bool:
     """Whether a loss of the sample's rows is the loss that was observed.
 
     Of a part of the rows it is so within four standard errors of their mean.
     """
     assert batch.loss is not None
-    outputs, targets = _rows([batch])[0]
-    has_classes = targets.ndim < outputs.ndim
-    if name != "cross-entropy" and has_classes != (name in _BY_CLASS):
+    elements = _elements(batch, name)
+    if elements is None or elements.size == 0:  # every row is ignored
         return False
     with np.errstate(all="ignore"):
-        elements = LOSSES[name](outputs, targets)
-        if elements.size == 0:  # every row is ignored
-            return False
         value = elements.mean() if reduction == "mean" else elements.sum()
         allowed = LOSS_TOLERANCE * max(abs(batch.loss), 1e-3)
         if not batch.is_whole:

@@ -11,6 +11,10 @@ from gradstat.diagnosis.evidence import NUMEL, SUM
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.rule import Case, Rule
 
+EQUAL = 1e-3
+"""Deviation over the root mean square, up to which weights are equal: it is the root of a
+difference that fp32 rounds."""
+
 SOURCE = "Glorot and Bengio 2010; He et al. 2015, 1502.01852"
 
 
@@ -34,6 +38,10 @@ class Initialization(Rule):
     small_embedding: float = 1e-3
     """Deviation of an embedding, below."""
 
+    nearly_all: float = 0.8
+    """Share of the weights that start constant, above which no design explains it, as it may where
+    residual branches or adapters start at 0, though the run learns."""
+
     bias: float = 3.0
     """Mean magnitude of a bias that shuts or saturates its layer whatever comes in."""
 
@@ -50,10 +58,13 @@ class Initialization(Rule):
         ])  # fmt: skip
         std = run.probes.weight_std[0, run.matrices]
         gains = std * np.sqrt([layer.fan_in for layer in layers])
-        constant = (std == 0) & np.array([layer.shape[0] > 1 for layer in layers])
+        rms = run.probes.weight_rms[0, run.matrices]
+        constant = (std <= EQUAL * rms) & np.array([layer.shape[0] > 1 for layer in layers])
         early = constant[:-1] if len(layers) > 1 else constant
         severity = "info" if case.learns else "error"
         scale = 0.3 if case.learns else 1.0
+        if early.mean() > self.nearly_all and case.learns:
+            severity, scale = "warning", 0.7
         if early.any() and early.mean() >= 0.3:
             yield self._finding(
                 "weights start all equal, so all units of a layer compute the same and stay the "
@@ -98,7 +109,7 @@ class Initialization(Rule):
 
     def _of_embeddings(self, case: Case) -> Iterator[Finding]:
         run = case.run
-        tables = [i for i, layer in enumerate(run.layers) if layer.module == "Embedding"]
+        tables = [i for i, layer in enumerate(run.layers) if layer.is_embedding]
         for i in tables:
             std = float(run.probes.weight_std[0, i])
             if self.small_embedding <= std <= self.large_embedding:
@@ -107,8 +118,8 @@ class Initialization(Rule):
                 f"an embedding starts with a deviation of {std:.2g}: "
                 + ("its units are saturated" if std > 1 else "its rows can hardly be told apart"),
                 ("initialise it with torch.nn.init.normal_(weight, std=0.02 ... 1)",),
-                0.4 if case.learns else 0.93,
-                "info" if case.learns else "error",
+                0.4 if case.is_well else 0.93,
+                "info" if case.is_well else "error",
                 [run.layers[i].name],
                 Measure(
                     "deviation", std,
