@@ -76,7 +76,7 @@ def value_axis(title: str, *values: NDArray[Any]) -> dict[str, Any]:
         axis |= {"type": "log", "exponentformat": "power"}
         decades = np.log10(seen.max()) - np.log10(seen.min())
         if decades > 1.9:
-            axis["dtick"] = int(np.ceil(decades / 5))
+            axis["dtick"] = int(np.ceil(decades / 7))
     return axis
 
 

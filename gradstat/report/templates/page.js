@@ -56,9 +56,9 @@
     return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, coloured(inner, name)]));
   };
   const coarse = matchMedia("(pointer: coarse)").matches;
-  const axis = (given, width) => ({
+  const axis = (name, given, width) => ({
     gridcolor: css("--grid"), linecolor: css("--line"), zerolinecolor: css("--line"), tickfont: { color: css("--muted"), size: width < 480 ? 10 : 12 },
-    automargin: true, fixedrange: coarse, ...given, title: { ...given.title, font: { color: css("--muted"), size: 12 } },
+    automargin: true, fixedrange: coarse, ...given, title: { ...given.title, font: { color: css("--muted"), size: 12 }, ...(name.startsWith("y") && { standoff: 8 }) },
   });
   const layerTicks = (range, height, width, page) => {
     const first = Math.max(0, Math.ceil(Math.min(...range))), last = Math.min(page.wide.length - 1, Math.floor(Math.max(...range)));
@@ -79,7 +79,7 @@
     };
     for (const name of Object.keys(layout).filter((key) => /^[xy]axis/.test(key))) {
       const given = layout[name];
-      layout[name] = axis(given, width);
+      layout[name] = axis(name, given, width);
       if (given.layers) Object.assign(layout[name], layerTicks(given.range, height - 90, width, page));
       delete layout[name].layers;
     }
