@@ -318,7 +318,10 @@ class ActivationStats:
 
 def _dead(counts: NDArray[np.int64], parts: Floats) -> int:
     """Return how many units nothing has activated, none where nothing was counted."""
-    return counts.shape[1] - np.count_nonzero(counts[0]) if parts[:, _fallback.NUMEL].any() else 0
+    if not parts[:, _fallback.NUMEL].any():
+        return 0
+    # SQLite would take NumPy's integer for a blob.
+    return int(counts.shape[1] - np.count_nonzero(counts[0]))
 
 
 def _cells(row: ActivationStats) -> tuple[str, ...]:
