@@ -15,9 +15,11 @@ CUDAARCHS     ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,no
                    | sed -n 's/^\([0-9]*\)\.\([0-9]*\)$$/\1\2/p;q'),90)
 export GRADSTAT_CUDA CUDAARCHS
 
+APT = apt-get install -y --no-install-recommends chromium fonts-dejavu-core
+
 CPP_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help demo test lint format bench diagnosis-bench docs sanitize gpu-check gpu-build gpu-test \
+.PHONY: help demo test browser lint format bench diagnosis-bench docs sanitize gpu-check gpu-build gpu-test \
         gpu-sanitize gpu-bench module clean
 .NOTPARALLEL:
 
@@ -29,6 +31,10 @@ demo: $(VENV)/.gradstat-demo module  ## train a small network and watch its grad
 
 test: $(VENV)/.gradstat-dev module  ## run the tests
 	pytest
+
+browser: $(VENV)/.gradstat-dev  ## install the browser that the report's tests open
+	command -v chromium chromium-browser google-chrome || { [ "$$(id -u)" = 0 ] && \
+	  { $(APT) || { apt-get update && $(APT); }; }; } || python -m playwright install chromium
 
 lint: $(VENV)/.gradstat-dev  ## check style and types
 	ruff check .

@@ -212,10 +212,7 @@ class Monitor(Readings):
         """Return the run so far as one HTML page: of its run log, else of the window in memory.
 
         ``monitor.report().save("run.html")`` writes it; a notebook shows it. Synchronises with a
-        CUDA device.
-
-        Raises:
-            MissingPackageError: jinja2 or plotly is not installed, once the page is asked for.
+        CUDA device. Its packages, ``gradstat[report]``, are needed once the page is asked for.
         """
         # The report stands above all that it shows; only a caller's wish leads up there.
         report: Report = importlib.import_module("gradstat.report").make_report(self)

@@ -48,7 +48,8 @@ def plot_grad_flow(source: RunSource, ax: Any = None) -> Any:
         place, _median(found["abs_max"][newest]), color=_GREY, alpha=0.45, label="largest element"
     )
     ax.bar(place, _median(found["rms"][newest]), color=_BLUE, width=0.5, label="rms")
-    ax.set_yscale("log", nonpositive="mask")
+    if (found["abs_max"][newest] > 0).any():
+        ax.set_yscale("log", nonpositive="mask")
     ax.set_ylabel("gradient")
     _label_layers(ax.xaxis, names, rotation=90)
     ax.legend(frameon=False)

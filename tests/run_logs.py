@@ -133,7 +133,8 @@ def write(
             counts = np.zeros((len(names), 256), np.int64)
             counts[:, 100:120] = random.integers(0, 50, (len(names), 20))
             sink.write(HistogramRecord(step, counts))
-            site = SiteRecord("act/relu#0", "relu", 16, step // 5, 0.1, 0.2, 0.3, 0.0, 1.0)
+            dead = min(step // 20, 16)
+            site = SiteRecord("act/relu#0", "relu", 16, dead, 0.1, 0.2, 0.3, 0.0, 1.0)
             sink.write(ActivationRecord(step, (site,)))
     if extras and steps:
         action = GuardAction(

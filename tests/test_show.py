@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -202,14 +201,20 @@ def test_watch_as_lines_of_json(capsys, tmp_path):
     assert (last["status"], last["steps"]) == ("finished", 60)
 
 
+BREAKS_OFF = """
+import os, signal, sys
+import run_logs
+optimizer = run_logs.train(sys.argv[1], 3)
+optimizer.gradstat.log.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_watch_of_a_run_that_broke_off(capsys, tmp_path):
     path = tmp_path / "run.db"
-    child = os.fork()
-    if not child:
-        optimizer = run_logs.train(path, 3)
-        optimizer.gradstat.log.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
+    command = [sys.executable, "-c", BREAKS_OFF, str(path)]
+    folder = os.path.dirname(run_logs.__file__)
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": folder}, timeout=120, check=False)
     assert cli.main(["watch", str(path), "--interval", "0.05"]) == 3
     assert "run.db  interrupted, step 3" in capsys.readouterr().out
 

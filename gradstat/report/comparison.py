@@ -154,7 +154,7 @@ def _losses(sides: tuple[_Side, ...]) -> Section:
         f"{side.label}. {course(side.steps['loss'], side.steps['step'])}" for side in told
     )
     about = "A long curve is drawn as its running mean, with the loss of each step pale behind it."
-    missing = "" if told else "No loss was observed in either run."
+    missing = "" if told else "No finite loss was observed in either run."
     return Section("loss", "Loss", "Loss", about, reading, (figure,) if told else (), missing)
 
 

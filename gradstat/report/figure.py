@@ -16,6 +16,8 @@ from gradstat.report.reduce import packed
 
 Trace = dict[str, Any]
 
+_FEW = 30
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -52,14 +54,15 @@ def line(
     *,
     width: float = 1.6,
 ) -> Trace:
-    """Return a line over steps."""
+    """Return a line over steps, with its points where they are few."""
     return {
         "type": "scatter",
-        "mode": "lines",
+        "mode": "lines" if len(steps) > _FEW else "lines+markers",
         "name": name,
         "x": packed(steps, "int32"),
         "y": packed(values),
         "line": {"color": color, "width": width},
+        "marker": {"color": color, "size": 5},
         "hovertemplate": "%{y:.4~g}",
     }
 
@@ -71,8 +74,9 @@ def value_axis(title: str, *values: NDArray[Any]) -> dict[str, Any]:
     seen = np.concatenate(positive) if positive else np.zeros(0)
     if seen.size and seen.max() > 30 * seen.min():
         axis |= {"type": "log", "exponentformat": "power"}
-        if 1.9 < np.log10(seen.max()) - np.log10(seen.min()) < 9:
-            axis["dtick"] = 1
+        decades = np.log10(seen.max()) - np.log10(seen.min())
+        if decades > 1.9:
+            axis["dtick"] = int(np.ceil(decades / 7))
     return axis
 
 

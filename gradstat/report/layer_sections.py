@@ -66,7 +66,6 @@ def flow(run: RunView, tables: Tables, ratio: Floats | None) -> Section:
         )
     matrices = np.array([len(layer.shape) > 1 for layer in run.layers], bool)
     newest = tables.newest
-    figure = flow_figure(rms[newest], tables.largest[newest], matrices)
     names = [layer.name for layer in run.layers]
     last = np.where(np.isfinite(rms[newest]), rms[newest], np.nan)
     known = np.flatnonzero((last > 0).any(axis=0))
@@ -83,15 +82,16 @@ def flow(run: RunView, tables: Tables, ratio: Floats | None) -> Section:
         reading.append(
             f"No gradient other than zero in {plural(len(idle), 'layer')}: {listed(idle)}."
         )
-    table = _layers_table(run, tables, ratio)
+    figures = (flow_figure(rms[newest], tables.largest[newest], matrices),) if known.size else ()
     return Section(
         "flow",
         "Gradient flow",
         "Gradient flow",
         about,
         (" ".join(reading),),
-        (figure,),
-        table=table,
+        figures,
+        "" if figures else "No gradient of these steps was finite and other than zero.",
+        table=_layers_table(run, tables, ratio),
     )
 
 

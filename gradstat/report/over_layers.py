@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gradstat.report.figure import Figure, Trace, layer_axis, layer_height
+from gradstat.report.figure import Figure, Trace, layer_axis, layer_height, value_axis
 from gradstat.report.over_steps import finite_log10, level
 from gradstat.report.reduce import HeatMap, packed
 
@@ -16,8 +16,6 @@ Floats = NDArray[np.float64]
 
 _MAX_SPREADS = 600
 """Layers up to which each shows its spread over time."""
-
-_POWERS = {"exponentformat": "power", "type": "log", "nticks": 8}
 
 
 def flow_figure(rms: Floats, largest: Floats, matrices: NDArray[np.bool_]) -> Figure:
@@ -40,7 +38,7 @@ def flow_figure(rms: Floats, largest: Floats, matrices: NDArray[np.bool_]) -> Fi
         traces.append(dots("biases, norms (rms)", middle, ~matrices, "--orange", "circle-open", 6))
     traces.append(dots("weights (rms)", middle, matrices, "--blue", "circle", 7))
     layout = {
-        "xaxis": {"title": {"text": "gradient"}, **_POWERS},
+        "xaxis": value_axis("gradient", rms, largest) | {"type": "log"},
         "yaxis": layer_axis(count),
         "hovermode": "closest",
     }

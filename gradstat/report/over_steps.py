@@ -27,7 +27,7 @@ def loss_figure(steps: dict[str, NDArray[Any]], scalars: dict[str, Any]) -> Figu
     for place, (name, (at, values)) in enumerate(curves.items(), 1):
         keep = kept_points(values)
         color = COLOURS[place % len(COLOURS)]
-        marked = {"mode": "lines+markers", "marker": {"size": 5, "color": color}}
+        marked = {"mode": "lines+markers"}
         traces.append(line(plain(name), at[keep], values[keep], color) | marked)
     if not traces:
         return None
@@ -120,7 +120,7 @@ def activation_figures(sites: dict[str, Any], shown: int = 7) -> list[Figure]:
             keep = kept_points(values, 300)
             traces.append(
                 line(plain(short(name)), at[keep], values[keep], COLOURS[place % len(COLOURS)])
-                | {"mode": "lines+markers", "marker": {"size": 4}, "hovertemplate": "%{y:.1%}"}
+                | {"hovertemplate": "%{y:.1%}", "showlegend": True}
             )
         axis = {"title": {"text": title}, "tickformat": ".0%", "rangemode": "tozero"}
         label = f"Share of {title} over steps"
@@ -151,7 +151,7 @@ def update_course(steps: NDArray[Any], ratio: NDArray[np.float64]) -> Figure:
     steps, logs = steps[some], logs[some]
     low, middle, high = np.nanquantile(logs, [0.1, 0.5, 0.9], axis=1)
     keep = kept_points(middle)
-    invisible = {"line": {"width": 0, "color": "--blue"}, "showlegend": False}
+    invisible = {"line": {"width": 0, "color": "--blue"}, "mode": "lines", "showlegend": False}
     fill = {"fill": "tonexty", "fillcolor": "--band", "name": "middle 80 % of the layers"}
     traces = [
         line("10 % of the layers below", steps[keep], low[keep], "--blue") | invisible,

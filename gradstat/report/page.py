@@ -38,6 +38,7 @@ def fill(template: str, names: Sequence[str], figures: Iterable[Figure], **value
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_printed,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -68,6 +69,11 @@ def json_values(value: Any) -> Any:
     if isinstance(value, float) and value - value != 0.0:
         return None
     return value
+
+
+def _printed(value: Any) -> Any:
+    """Return text without what would turn or hide the rest of the page; markup as it is."""
+    return printable(" ".join(value.split())) if type(value) is str else value
 
 
 def _figures_json(names: Sequence[str], figures: Iterable[Figure]) -> bytes:

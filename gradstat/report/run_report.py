@@ -84,15 +84,16 @@ def _facts(summary: Summary, run: RunView) -> list[str]:
 
 def _key_numbers(summary: Summary) -> list[KeyNumber]:
     is_known = np.isfinite(summary.lowest_loss)
-    broken = not np.isfinite(summary.final_loss) and is_known
-    lowest = f"lowest {number(summary.lowest_loss)}" if is_known else "no loss was observed"
+    is_infinite = np.isinf(summary.final_loss)
+    is_broken = is_infinite or (is_known and np.isnan(summary.final_loss))
+    lowest = f"lowest {number(summary.lowest_loss)}" if is_known else "no finite loss was observed"
     return [
         KeyNumber("Steps", f"{summary.steps:,}"),
         KeyNumber(
             "Final loss",
-            number(summary.final_loss) if is_known else "-",
+            number(summary.final_loss) if is_known or is_infinite else "-",
             lowest,
-            "bad" if broken else "",
+            "bad" if is_broken else "",
         ),
         KeyNumber("Total norm", number(summary.final_norm), "at the last step")
         if summary.steps

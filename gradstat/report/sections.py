@@ -69,7 +69,7 @@ def training(steps: dict[str, NDArray[Any]], scalars: dict[str, Any]) -> Section
         "A long curve is drawn as its running mean, with the loss of each step pale behind it.",
         reading,
         (figure,) if figure else (),
-        "" if figure else "No loss was observed in this run. In the training loop, tell it:",
+        "" if figure else "No finite loss was observed in this run. In the training loop, tell it:",
         "optimizer.gradstat.observe(loss=loss)",
         _steps_table(steps),
     )

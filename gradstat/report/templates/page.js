@@ -56,9 +56,9 @@
     return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, coloured(inner, name)]));
   };
   const coarse = matchMedia("(pointer: coarse)").matches;
-  const axis = (given, width) => ({
+  const axis = (name, given, width) => ({
     gridcolor: css("--grid"), linecolor: css("--line"), zerolinecolor: css("--line"), tickfont: { color: css("--muted"), size: width < 480 ? 10 : 12 },
-    automargin: true, fixedrange: coarse, ...given, title: { ...given.title, font: { color: css("--muted"), size: 12 }, standoff: 8 },
+    automargin: true, fixedrange: coarse, ...given, title: { ...given.title, font: { color: css("--muted"), size: 12 }, ...(name.startsWith("y") && { standoff: 8 }) },
   });
   const layerTicks = (range, height, width, page) => {
     const first = Math.max(0, Math.ceil(Math.min(...range))), last = Math.min(page.wide.length - 1, Math.floor(Math.max(...range)));
@@ -79,7 +79,7 @@
     };
     for (const name of Object.keys(layout).filter((key) => /^[xy]axis/.test(key))) {
       const given = layout[name];
-      layout[name] = axis(given, width);
+      layout[name] = axis(name, given, width);
       if (given.layers) Object.assign(layout[name], layerTicks(given.range, height - 90, width, page));
       delete layout[name].layers;
     }
@@ -87,7 +87,9 @@
   };
 
   // ---- drawing -----------------------------------------------------------------------------------
-  const draw = async (figure, page) => {
+  // One after the other: plotly cannot begin a chart anew while it is drawing it.
+  const draw = (figure, page) => (figure.busy = (figure.busy ?? Promise.resolve()).then(() => drawNow(figure, page)));
+  const drawNow = async (figure, page) => {
     const plot = document.getElementById(`plot-${figure.id}`);
     let data = figure.data;
     if (figure.heat) data = heatTraces(figure.heat, page);
@@ -131,14 +133,15 @@
     const seen = new IntersectionObserver((entries) => {
       for (const entry of entries.filter((e) => e.isIntersecting)) {
         seen.unobserve(entry.target);
-        draw(drawn.get(entry.target), page);
+        const figure = drawn.get(entry.target);
+        if (!figure.busy) draw(figure, page);
       }
     }, { rootMargin: "300px" });
     drawn.forEach((_, plot) => seen.observe(plot));
-    const again = () => drawn.forEach((figure, plot) => plot.dataset.drawn && draw(figure, page));
+    const again = () => drawn.forEach((figure) => figure.busy && draw(figure, page));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
     document.getElementById("layer")?.addEventListener("change", () => draw(page.figures.find((f) => f.histograms), page));
-    addEventListener("beforeprint", () => drawn.forEach((figure, plot) => plot.dataset.drawn || draw(figure, page)));
+    addEventListener("beforeprint", () => drawn.forEach((figure) => figure.busy || draw(figure, page)));
     let width = innerWidth;
     addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; again(); } });
   } catch (error) {
