@@ -43,6 +43,7 @@ def bench_clip_grad_norm_that_does_not_clip(work: str, compare: Compare, read: R
             ),
             read=read(n_bytes),
             target=target,
+            headline=work != "64 x 1M",
         )
     )
 

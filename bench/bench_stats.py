@@ -45,6 +45,7 @@ def bench_small_tensors(function: str, compare: Compare, read: Read) -> None:
             against=torch_clip(params, n_bytes),
             read=read(n_bytes),
             target=0.06,
+            headline=function == "grad_stats",
         )
     )
 
@@ -98,6 +99,7 @@ def bench_histogram(compare: Compare, read: Read) -> None:
             against=Side("grad_stats without", lambda: gradstat.grad_stats(params), n_bytes),
             read=read(n_bytes),
             target=2.0,
+            headline=False,
         )
     )
 
