@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "moments.h"
+#include "subnormals.h"
 
 namespace gradstat {
 
@@ -83,6 +84,7 @@ static inline Band band_between(const Format& format, double from, double to) {
 }
 
 static inline UnitBands bands_of(DType dtype, const UnitRule& rule) {
+  const SubnormalsOn subnormals_on;  // or the smallest bounds would be as good as zero
   const Format format = format_of(dtype);
   UnitBands bands;
   bands.low = band_between(format, rule.low_from, rule.low_to);

@@ -87,6 +87,29 @@ def test_a_model_compiled_as_a_whole_is_left_alone(form):
     assert samples(monitor) == {}
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_steps_of_an_optimizer_compile_nothing_anew():
+    from torch._dynamo.utils import counters
+
+    def graphs(**options: Any) -> list[int]:
+        torch.manual_seed(0)
+        torch._dynamo.reset()
+        counters.clear()
+        model = Parts()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        gradstat.attach(optimizer, model, **options)
+        call = torch.compile(lambda x: model(x) * 1.0, backend="eager", fullgraph=True)
+        history = []
+        for step in range(7):
+            call(batch(step)).sum().backward()
+            optimizer.step()
+            history.append(counters["stats"]["unique_graphs"])
+        torch._dynamo.reset()
+        return history
+
+    assert graphs(activations={"every": 3}) == graphs(activations=False) == [1] * 7
+
+
 def test_who_watches_a_compiled_model_is_told():
     compiled = torch.compile(nn.Sequential(nn.ReLU()), backend="eager")
     with pytest.warns(RuntimeWarning, match="compiled as a whole; compile its parts instead"):

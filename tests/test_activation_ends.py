@@ -94,6 +94,24 @@ def test_removal_in_the_middle_of_a_forward():
     assert hook_state(model) == before
 
 
+def test_an_exception_after_a_removal_is_the_one_that_comes_out():
+    model = nn.Sequential(Fails())
+    before = hook_state(model)
+    monitor = gradstat.ActivationMonitor(model, every=1)
+    later = model.register_forward_hook(lambda *_: None)
+    inner = model[0].register_forward_pre_hook(lambda *_: monitor.remove())
+    model[0].error = ValueError("bad")
+    with pytest.raises(ValueError, match="bad"):
+        model(batch(0))
+    assert mode_stack() == 0
+    model[0].error = None
+    model(batch(0))
+    later.remove()
+    inner.remove()
+    assert hook_state(model) == before
+    assert samples(monitor) == {"0/relu#0": 10}
+
+
 def test_removal_by_another_thread_in_the_middle_of_a_forward():
     class Waits(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

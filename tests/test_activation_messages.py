@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +15,9 @@ from gradstat import ArgumentTypeError, ArgumentValueError, LayerNotFoundError
 
 X = torch.ones(2, 3)
 MODEL = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch.jit is deprecated
+    SCRIPTED = torch.jit.script(MODEL)
 
 
 def attach(**options: object) -> object:
@@ -49,12 +53,23 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
     "bounds_out_of_order": (
         lambda: gradstat.activation_stats(X, "tanh", low=0.5, high=0.5), ArgumentValueError,
         ["low must lie below high", "got low=0.5 and high=0.5"]),
+    "bounds_that_overlap": (
+        lambda: gradstat.activation_stats(X, "sigmoid", high=0.005), ArgumentValueError,
+        ["low and high must leave room between them, got low=None and high=0.005",
+         "own bounds are y < 0.01 and y > 0.99; pass both"]),
+    "limits_that_overlap": (
+        lambda: gradstat.activation_stats(X, "hardtanh", low=1.0), ArgumentValueError,
+        ["got low=1.0 and high=None for kind='hardtanh'"]),
     "low_of_a_band": (
         lambda: gradstat.activation_stats(X, "gelu", low=-1.0), ArgumentValueError,
         ["low must be left out for kind='gelu'", "-0.0069 <= y <= 0", "got low=-1.0"]),
     "model_no_module": (
         lambda: gradstat.ActivationMonitor(X), ArgumentTypeError,
         ["model must be a torch.nn.Module, got Tensor", "activation_stats(x)"]),
+    "model_scripted": (
+        lambda: gradstat.ActivationMonitor(SCRIPTED), ArgumentTypeError,
+        ["model must be a module that runs in Python, got RecursiveScriptModule",
+         "watch a plain module that calls it"]),
     "every": (
         lambda: gradstat.ActivationMonitor(MODEL, every=0), ArgumentValueError,
         ["every must be a whole number of at least 1, got 0; use every=1 or more"]),

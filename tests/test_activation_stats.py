@@ -29,6 +29,13 @@ LAYOUTS = {
     "transposed": lambda x: (x.reshape(45, 7).t(), -2),
     "with_gaps": lambda x: (x.reshape(45, 7).repeat_interleave(2, 0)[::2], 1),
     "one_sample": lambda x: (x.reshape(45, 7)[0], 0),
+    "one_element": lambda x: (x.reshape(45, 7)[3, 2:3], -1),
+    "expanded": lambda x: (x.reshape(5, 9, 7)[:, :1].expand(5, 9, 7), -1),
+    "units_expanded": lambda x: (x.reshape(45, 7)[:, 3:4].expand(45, 6), 1),
+    "one_unit": lambda x: (x.reshape(1, 1, 315), -2),
+    "long_runs": lambda x: (x.reshape(5, 9, 7).permute(2, 0, 1).repeat(1, 2, 130), -3),
+    "odd_strides": lambda x: (x.reshape(5, 9, 7)[1::2, :, 1::3].transpose(0, 2), 1),
+    "overlapping": lambda x: (x.reshape(-1).as_strided((30, 7), (3, 2)), 1),
 }  # fmt: skip
 
 
@@ -153,6 +160,15 @@ def test_a_bound_itself_is_saturated_where_the_table_says_so(kind):
                 met,
                 beyond_counts,
             ]
+
+
+@pytest.mark.parametrize("kind", ["hardtanh", "relu6", "tanh"])
+def test_the_default_device_is_left_alone(kind):
+    y = torch.tensor([[-1.0, 6.0, 0.5]])
+    right = gradstat.activation_stats(y, kind).to_dict()
+    with torch.device("meta"):
+        assert gradstat.activation_stats(y, kind).to_dict() == right
+        assert len(gradstat.ActivationMonitor(torch.nn.ReLU()).table().moments) == 0
 
 
 def test_half_precision_is_compared_as_what_it_is():

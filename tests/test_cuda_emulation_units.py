@@ -12,7 +12,7 @@ from test_kernels_units import RULES, activation, assert_counts
 from torch import Tensor
 
 from gradstat import _native
-from gradstat._units import UnitCounts, UnitRule
+from gradstat._units import ActiveRule, UnitCounts, UnitRule
 
 DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 SEEDS = (0, 1, 2)
@@ -94,6 +94,20 @@ def test_a_window_of_several_batches_in_any_order_of_threads(cuda, dtype):
         assert_counts(window, RULES["relu6"], [tensor])
         windows.append(window)
     assert all(window.row.tolist() == windows[0].row.tolist() for window in windows)
+
+
+@DTYPE
+def test_bounds_next_to_zero_hold_where_the_host_flushes_to_zero(cuda, dtype):
+    tensor = torch.tensor([[0.0, -0.0, 1.0, -1.0]], dtype=dtype).repeat(9, 1)
+    below_zero = UnitRule(ActiveRule.NONZERO, -math.inf, math.nextafter(0.0, -1.0))
+    flushes = torch.set_flush_denormal(True)
+    try:
+        windows = [counted(cuda, tensor, rule) for rule in (RULES["relu"], below_zero)]
+    finally:
+        torch.set_flush_denormal(False)
+    assert flushes
+    assert windows[0].counts[0].tolist() == [0, 0, 9, 0]
+    assert windows[1].counts.tolist() == [[0, 0, 9, 9], [0, 0, 0, 9], [0, 0, 0, 0]]
 
 
 def test_the_current_device_stays(cuda):

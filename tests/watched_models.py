@@ -12,6 +12,23 @@ from torch.nn import functional
 import gradstat
 
 
+def seen(model: nn.Module, *inputs: Tensor, **options: object) -> gradstat.ActivationTable:
+    with gradstat.ActivationMonitor(model, every=1, **options) as monitor:  # type: ignore[arg-type]
+        model(*inputs)
+    return monitor.table()
+
+
+class Calls(nn.Module):
+    """Calls one function."""
+
+    def __init__(self, function: object) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)  # type: ignore[operator,no-any-return]
+
+
 class Block(nn.Module):
     """Calls a module twice, a function twice, a method and an in-place function."""
 

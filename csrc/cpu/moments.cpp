@@ -5,9 +5,9 @@
 #include <memory>
 
 #include "../policy.h"
+#include "../subnormals.h"
 #include "chunks.h"
 #include "dispatch.h"
-#include "subnormals.h"
 
 namespace gradstat::cpu {
 namespace {

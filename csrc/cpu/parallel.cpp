@@ -18,7 +18,7 @@
 #include <cstring>
 #endif
 
-#include "subnormals.h"
+#include "../subnormals.h"
 
 namespace gradstat::cpu {
 namespace {

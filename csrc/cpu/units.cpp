@@ -6,9 +6,9 @@
 #include <mutex>
 #include <vector>
 
+#include "../subnormals.h"
 #include "dispatch.h"
 #include "parallel.h"
-#include "subnormals.h"
 
 namespace gradstat::cpu {
 namespace {

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradstat.activations.kinds import ALIASES, KINDS, Bounds, Kind
 
@@ -72,8 +72,10 @@ def _of_scaled_dot_product(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Tensor:
+) -> Tensor | None:
     del value, dropout_p
+    if query.is_nested or type(attn_mask) not in (type(None), Tensor, nn.Parameter):
+        return None  # no such product, and a mask that computes itself
     if enable_gqa:
         key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
     scale = 1.0 / math.sqrt(query.size(-1)) if scale is None else scale
@@ -93,7 +95,7 @@ def attention_probabilities(
     """Return the probabilities inside of torch's attention functions, computed once more.
 
     They do not keep them. Shape (..., heads, queries, keys), before dropout. Draws no random
-    number. `None` of any other function.
+    number. `None` of any other function, of nested tensors and of a mask that is no plain tensor.
     """
     name = getattr(function, "__name__", "")
     if name == "multi_head_attention_forward":

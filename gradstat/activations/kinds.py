@@ -77,7 +77,9 @@ class Kind:
         A limit that the function reaches is one of the dtype's numbers: 0.7 in fp32 lies below 0.7.
         """
         if self.closed and dtype.is_floating_point:
-            bounds = Bounds(*(torch.tensor(bound, dtype=dtype).item() for bound in bounds))
+            bounds = Bounds(
+                *(torch.tensor(bound, dtype=dtype, device="cpu").item() for bound in bounds)
+            )
         return UnitRule(self.active, *bounds)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -175,8 +177,8 @@ def chosen_bounds(kind: Kind, low: float | None, high: float | None) -> Bounds:
 
     Raises:
         ArgumentTypeError: A bound is no number.
-        ArgumentValueError: A bound is NaN, they are out of order, or the kind's low outputs are a
-            band that one number does not describe.
+        ArgumentValueError: A bound is NaN, low and high outputs overlap, or the kind's low outputs
+            are a band that one number does not describe.
     """
     for name, value in (("low", low), ("high", high)):
         if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
@@ -201,4 +203,9 @@ def chosen_bounds(kind: Kind, low: float | None, high: float | None) -> Bounds:
         bounds = bounds._replace(low_from=-math.inf, low_to=low if kind.closed else _below(low))
     if high is not None:
         bounds = bounds._replace(high_from=high if kind.closed else _above(high))
+    if bounds.low_to >= bounds.high_from:
+        raise ArgumentValueError(
+            f"low and high must leave room between them, got low={low} and high={high} for "
+            f"kind={kind.name!r}, whose own bounds are {kind.low} and {kind.high}; pass both"
+        )
     return bounds

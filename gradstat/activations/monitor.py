@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -99,7 +100,13 @@ class ActivationMonitor:
         self._local = threading.local()
         self._busy = threading.Lock()
         self._has_ended = False
+        self._has_run = False  # of the hooks: those that were compiled never do, and stay on
         model = _inner(model)
+        if isinstance(model, torch.jit.ScriptModule):
+            raise ArgumentTypeError(
+                f"model must be a module that runs in Python, got {type(model).__name__}, in whose "
+                "calls nothing is seen; watch a plain module that calls it, or no activations"
+            )
         if is_compiled(model):
             warn_user(
                 "gradstat sees no activation of a model that is compiled as a whole; compile its "
@@ -136,7 +143,7 @@ class ActivationMonitor:
             self.count_steps()
         self._tick()
         if self._wait:
-            if self._handles:
+            if self._handles and self._has_run:
                 self._take_off()
         elif not self._handles and not self._has_ended:
             self._put_on()
@@ -184,6 +191,7 @@ class ActivationMonitor:
     def _before(self, model: nn.Module) -> None:
         if self._wait:
             return
+        self._has_run = True
         try:
             self._begin(model)
         except Exception as error:  # a run that is only watched must go on
@@ -197,7 +205,8 @@ class ActivationMonitor:
                 return
             self._end()
         if self._has_ended or (self._wait and not self._counts_calls):
-            self._take_off()
+            if sys.exc_info()[0] is None:  # else torch is in a loop over the hooks
+                self._take_off()
         elif self._counts_calls and not in_backward():
             self._tick()
 
@@ -265,6 +274,7 @@ class ActivationMonitor:
     def _put_on(self) -> None:
         model = self._model()
         if model is not None:
+            self._has_run = False
             self._handles = [
                 model.register_forward_pre_hook(_Hook(self._before)),
                 # Of two monitors the one that began last ends first.

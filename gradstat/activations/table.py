@@ -96,7 +96,8 @@ class ActivationTable:
             row[_fallback.ROWS] = counts.shape[1]
             row[_fallback.DEAD_ROWS] = _dead(counts, parts)
             rows.append(row)
-        totals = _fallback.merge_totals(torch.stack(rows) if rows else torch.zeros(0, 12).double())
+        empty = torch.from_numpy(np.zeros((0, 12)))
+        totals = _fallback.merge_totals(torch.stack(rows) if rows else empty)
         return StatTable(self.names, torch.stack([*rows, totals]), kind="activation")
 
     @cached_property

@@ -7,7 +7,7 @@
 #include <cstdint>
 #endif
 
-namespace gradstat::cpu {
+namespace gradstat {
 
 // Clears flush-to-zero and denormals-are-zero on this thread for its lifetime.
 class SubnormalsOn {
@@ -33,4 +33,4 @@ class SubnormalsOn {
 #endif
 };
 
-}  // namespace gradstat::cpu
+}  // namespace gradstat
