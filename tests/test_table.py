@@ -376,7 +376,7 @@ def test_error_tree():
     tree = [
         e for _, e in inspect.getmembers(errors, inspect.isclass) if e.__module__ == errors.__name__
     ]
-    assert len(tree) == 9
+    assert len(tree) == 11
     for error in tree:
         assert issubclass(error, GradstatError)
         assert inspect.getdoc(error)
@@ -392,6 +392,7 @@ def test_error_tree():
         errors.MissingPackageError: ImportError,
         errors.CudaError: RuntimeError,
         errors.LayerNotFoundError: KeyError,
+        errors.RunNotFoundError: FileNotFoundError,
     }
     for error, base in builtin.items():
         assert issubclass(error, base)

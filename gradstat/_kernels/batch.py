@@ -130,7 +130,7 @@ def gather(
             raise RepeatedError(repeated)
     if not tensors.irregular:
         device = torch.device("cuda", tensors.device_index) if tensors.on_cuda else _CPU
-        if device is _CPU or _kernel_device(device):
+        if _kernel_device(device):
             dtype = torch.float64 if tensors.has_f64 else torch.float32
             return Batch([Part(device, tensors, {})], len(tensors), None, dtype)
     originals: list[Tensor | None] = tensors.objects
