@@ -151,7 +151,7 @@ class Watcher(TorchFunctionMode):
                 self._see_activation(name, args, kwargs, output)
         elif self._attention and not in_backward():
             with torch.no_grad():
-                probabilities = attention_probabilities(func, args, kwargs)
+                probabilities = attention_probabilities(func, args, kwargs, output)
             if probabilities is not None:
                 self._count_softmax("softmax", probabilities, probabilities.dim() - 1, heads=True)
         self._layers.see(name, args, kwargs, output)
