@@ -18,7 +18,7 @@ from gradstat._seam import KERNEL_RULE, Seam
 from gradstat._stack import steps_under_way
 from gradstat._watched import Filter, Watched
 from gradstat.activations import ActivationMonitor
-from gradstat.activations.watch import is_compiled
+from gradstat.activations.monitor import runs_in_python
 from gradstat.clipping.clipper import Clipper
 from gradstat.clipping.policy import Policy
 from gradstat.clipping.resolve import resolve
@@ -91,7 +91,7 @@ def attach(
         activations: Also count dead and saturated units of ``model``, at `Monitor.activations`, or
             with what options: those of `ActivationMonitor`, as in ``{"every": 20}``. Its sampled
             steps are its own, every tenth unless said otherwise. By default they are counted on
-            every 20th step, where there is a model and it is not compiled.
+            every 20th step, where there is a model and it is neither compiled nor scripted.
         diagnose: When to look for what is wrong while training. True: after 256, 512, 1024, ...
             steps. A number: every so many. False: never. By default True where all parameters are
             on the CPU: a look waits for a CUDA device. See `Monitor.on_finding`.
@@ -199,7 +199,7 @@ def _activation_monitor(
     model: torch.nn.Module | None, activations: bool | Mapping[str, Any] | None
 ) -> ActivationMonitor | None:
     if activations is None:
-        if model is None or is_compiled(model):
+        if model is None or not runs_in_python(model):
             return None
         activations = {"every": DEFAULT_EVERY}
     if not isinstance(activations, bool | Mapping):

@@ -110,8 +110,8 @@ REFERENCES: dict[str, Reference] = {
     ),
     "softplus": Reference(
         functional.softplus,
-        lambda y: y >= -math.log(0.98),
-        low=lambda y: y < -math.log(0.98),
+        lambda y: y >= -math.log1p(-0.02),
+        low=lambda y: y < -math.log1p(-0.02),
         flat=0.02,
     ),
     "softmax": Reference(softmax, positive, high=lambda y: y > 0.999),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -90,12 +91,47 @@ def test_attention_probabilities_are_those_that_torch_uses(options):
     q = torch.randn(3, 2, 5, 4, generator=generator)
     k, v = (torch.randn(3, heads, 5, 4, generator=generator) for _ in range(2))
     state = torch.get_rng_state()
-    found = attention_probabilities(functional.scaled_dot_product_attention, (q, k, v), options)
+    function = functional.scaled_dot_product_attention
+    found = attention_probabilities(function, (q, k, v), options, v)
     assert torch.equal(state, torch.get_rng_state())
     assert found is not None
     without_dropout = {key: value for key, value in options.items() if key != "dropout_p"}
     right = functional.scaled_dot_product_attention(q, k, v, **without_dropout)
     torch.testing.assert_close(found @ v, right)
+
+
+def masked_attention(x: Tensor) -> Tensor:
+    sees = torch.ones(5, 5, dtype=torch.bool)
+    sees[3] = False
+    return functional.scaled_dot_product_attention(x, x, x, sees)
+
+
+def masked_heads(attention: nn.MultiheadAttention) -> Callable[[Tensor], Tensor]:
+    hidden = torch.zeros(5, 5, dtype=torch.bool)
+    hidden[3] = True
+    return lambda x: attention(x, x, x, attn_mask=hidden, need_weights=False)[0]
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 8), (5, 8)], ids=["batched", "unbatched"])
+@pytest.mark.parametrize("multi_head", [True, False])
+def test_a_query_that_sees_no_key_makes_no_nan(multi_head, shape):
+    heads = nn.MultiheadAttention(8, 2, batch_first=True)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    model = Calls(masked_heads(heads) if multi_head else masked_attention)
+    model.heads = heads
+    row = seen(model, x, attention=True)[0]
+    assert model(x).isfinite().all()
+    assert row.moments.nans == 0
+    assert row.zero_fraction == 0.2
+    x = x.clone()
+    x[..., 0, 0] = math.nan
+    assert seen(model, x, attention=True)[0].moments.nans > 0
+
+
+def test_scores_beyond_the_range_of_fp16_are_scaled_first():
+    x = torch.full((1, 2, 5, 64), 40.0, dtype=torch.float16)
+    row = seen(Calls(lambda y: functional.scaled_dot_product_attention(y, y, y)), x, attention=True)
+    assert row[0].moments.mean == pytest.approx(0.2, rel=1e-3)
 
 
 def test_a_mask_that_computes_itself_is_passed_over():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -59,6 +61,24 @@ def test_removal_after_an_interrupt():
     assert mode_stack() == 1
     monitor.remove()
     assert mode_stack() == 0
+
+
+def test_a_model_given_up_after_an_interrupt_is_not_kept():
+    model = nn.Sequential(Fails())
+    gradstat.ActivationMonitor(model, every=1)
+    model[0].error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        model(batch(0))
+    assert mode_stack() == 1
+    kept = weakref.ref(model)
+    del model
+    again = nn.Sequential(nn.Tanh())
+    monitor = gradstat.ActivationMonitor(again, every=1)
+    again(batch(0))
+    assert samples(monitor) == {"0/tanh#0": 10}
+    assert mode_stack() == 0
+    gc.collect()
+    assert kept() is None
 
 
 def test_steps_go_on_after_an_interrupt():

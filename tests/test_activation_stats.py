@@ -74,6 +74,31 @@ def test_every_kind_layout_and_dtype(kind, layout, dtype):
     assert (stats.moments.rows, stats.moments.dead_rows) == (stats.units, stats.dead_units)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_every_value_of_16_bits(kind, dtype):
+    x = torch.arange(-32768, 32768).to(torch.int16).view(dtype).view(-1, 256)
+    stats, right = gradstat.activation_stats(x, kind), expected(kind, x, 1)
+    assert stats.active_counts.tolist() == right.active_counts
+    assert stats.low_counts.tolist() == right.low_counts
+    assert stats.high_counts.tolist() == right.high_counts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_the_neighbours_of_every_bound(kind, dtype):
+    bounds = [
+        b for b in KINDS[kind].bounds(*(v for _, v in KINDS[kind].parameters)) if not math.isnan(b)
+    ]
+    near = torch.tensor([*bounds, 0.0, -0.0, 1.0, -1.0], dtype=torch.float64).to(dtype)
+    up, down = (torch.full_like(near, end) for end in (math.inf, -math.inf))
+    x = torch.cat([near, near.nextafter(up), near.nextafter(down)])[None]
+    stats, right = gradstat.activation_stats(x, kind), expected(kind, x, 1)
+    assert stats.active_counts.tolist() == right.active_counts
+    assert stats.low_counts.tolist() == right.low_counts
+    assert stats.high_counts.tolist() == right.high_counts
+
+
 def test_the_oracle_covers_every_kind():
     assert set(REFERENCES) == set(KINDS)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -154,4 +156,16 @@ def test_a_copy_of_the_monitor_keeps_what_is_known():
 def test_without_asking_there_are_no_activations():
     optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
     gradstat.attach(optimizer)
+    assert optimizer.gradstat.activations is None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel], ids=["plain", "wrapped"])
+@pytest.mark.parametrize("make", ["scripted", "compiled"])
+def test_without_asking_a_model_that_is_not_run_in_python_is_left_alone(make, wrap):
+    model: Any = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        model = torch.jit.script(model) if make == "scripted" else torch.compile(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gradstat.attach(optimizer, wrap(model))  # a warning would be an error
     assert optimizer.gradstat.activations is None  # type: ignore[attr-defined]

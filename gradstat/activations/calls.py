@@ -79,7 +79,7 @@ def _of_scaled_dot_product(
     if enable_gqa:
         key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
     scale = 1.0 / math.sqrt(query.size(-1)) if scale is None else scale
-    scores = query @ key.transpose(-2, -1) * scale
+    scores = (query * scale) @ key.transpose(-2, -1)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None and attn_mask.dtype is torch.bool:
@@ -90,16 +90,23 @@ def _of_scaled_dot_product(
 
 
 def attention_probabilities(
-    function: Callable[..., Any], args: Sequence[Any], kwargs: Arguments
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Arguments, output: Any
 ) -> Tensor | None:
     """Return the probabilities inside of torch's attention functions, computed once more.
 
-    They do not keep them. Shape (..., heads, queries, keys), before dropout. Draws no random
+    They do not keep them. Shape (..., heads, queries, keys), before dropout; those of a query that
+    may see no key are 0 where ``output``, what the function gave, is a number. Draws no random
     number. `None` of any other function, of nested tensors and of a mask that is no plain tensor.
     """
     name = getattr(function, "__name__", "")
     if name == "multi_head_attention_forward":
-        return _of_multi_head(function, args, kwargs)
-    if name == "scaled_dot_product_attention":
-        return _of_scaled_dot_product(*args, **kwargs)
-    return None
+        probabilities: Tensor | None = _of_multi_head(function, args, kwargs)
+        output = output[0].movedim(0, -2).unsqueeze(-3)  # queries came first
+    elif name == "scaled_dot_product_attention":
+        probabilities = _of_scaled_dot_product(*args, **kwargs)
+    else:
+        return None
+    if probabilities is None:
+        return None
+    is_number = output.isfinite().all(-1, keepdim=True)
+    return probabilities.masked_fill(probabilities.isnan() & is_number, 0.0)

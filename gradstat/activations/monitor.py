@@ -19,10 +19,10 @@ from gradstat._warnings import warn_user
 from gradstat.activations.table import ActivationTable
 from gradstat.activations.watch import (
     Watcher,
+    calls_under_way,
     in_backward,
     is_compiled,
     is_fused,
-    modules_in_call,
 )
 from gradstat.activations.windows import Call, Windows
 from gradstat.errors import ArgumentTypeError, ArgumentValueError, GradstatError
@@ -213,7 +213,7 @@ class ActivationMonitor:
     def _begin(self, model: nn.Module) -> None:
         watcher = getattr(self._local, "watcher", None)
         if watcher is not None:
-            if _calls_under_way(watcher.model) > 1:
+            if calls_under_way(watcher.model) > 1:
                 watcher.depth += 1
                 return
             self._end()  # its call was interrupted
@@ -268,7 +268,7 @@ class ActivationMonitor:
     def _end_interrupted(self) -> None:
         """End the watching of a call that has ended without its hook, as on `KeyboardInterrupt`."""
         watcher = getattr(self._local, "watcher", None)
-        if watcher is not None and not _calls_under_way(watcher.model):
+        if watcher is not None and not calls_under_way(watcher.model):
             self._end()
 
     def _put_on(self) -> None:
@@ -324,12 +324,14 @@ def _inner(model: nn.Module) -> nn.Module:
     return model
 
 
+def runs_in_python(model: nn.Module) -> bool:
+    """Whether a call of a model can be watched: it is neither compiled as a whole nor scripted."""
+    model = _inner(model)
+    return not (is_compiled(model) or isinstance(model, torch.jit.ScriptModule))
+
+
 def _is_replica(model: nn.Module) -> bool:
     return bool(vars(model).get("_is_replica", False))
-
-
-def _calls_under_way(model: nn.Module) -> int:
-    return sum(module is model for module in modules_in_call())
 
 
 def _is_recorded() -> bool:

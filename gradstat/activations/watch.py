@@ -72,7 +72,13 @@ class Watcher(TorchFunctionMode):
     # ---- the time of the call --------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to see functions, and let the parts that must not be seen through run unseen."""
+        """Begin to see functions, and let the parts that must not be seen through run unseen.
+
+        Ends what is left in this thread of calls that were interrupted.
+        """
+        for mode in _function_modes():
+            if isinstance(mode, Watcher) and not calls_under_way(mode.model):
+                mode.stop()
         self._opaque = [
             _Unseen(self, module)
             for module in self.model.modules()
@@ -145,7 +151,7 @@ class Watcher(TorchFunctionMode):
                 self._see_activation(name, args, kwargs, output)
         elif self._attention and not in_backward():
             with torch.no_grad():
-                probabilities = attention_probabilities(func, args, kwargs)
+                probabilities = attention_probabilities(func, args, kwargs, output)
             if probabilities is not None:
                 self._count_softmax("softmax", probabilities, probabilities.dim() - 1, heads=True)
         self._layers.see(name, args, kwargs, output)
@@ -219,6 +225,11 @@ def modules_in_call() -> Iterator[nn.Module]:
         if frame.f_code is _MODULE_CALL:
             yield frame.f_locals["self"]
         frame = frame.f_back
+
+
+def calls_under_way(model: nn.Module) -> int:
+    """Return how many calls of a model this thread is in."""
+    return sum(module is model for module in modules_in_call())
 
 
 def in_backward() -> bool:
