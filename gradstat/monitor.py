@@ -108,7 +108,9 @@ class Monitor(Readings):
 
         Args:
             **values: Numbers, or tensors of any dtype on any device. Of a tensor with several
-                elements the statistics are kept, not the elements. `None` is passed over.
+                elements the statistics are kept, not the elements. `None` is passed over, and so is
+                a tensor that cannot be read, and anything without a tensor under ``inputs``,
+                ``outputs`` and ``targets``; the logger ``gradstat`` says so once for a name.
 
         Does not synchronise and holds no graph. Under each name the last 512 numbers are kept, and
         up to 512 spread evenly over all before. Larger tensors are looked at in probed steps alone:
@@ -117,7 +119,7 @@ class Monitor(Readings):
         last ``window`` tables.
 
         Raises:
-            ArgumentTypeError: A value is neither a number nor a tensor.
+            ArgumentTypeError: Another value is neither a number nor a tensor; none is kept.
 
         Example:
             >>> optimizer.gradstat.observe(loss=loss, outputs=logits)
