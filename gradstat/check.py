@@ -22,6 +22,7 @@ from gradstat._trial import (
     Step,
     inner_model,
     kept_randomness,
+    private,
     tensors_of,
     whole_number,
 )
@@ -127,7 +128,7 @@ def check(
             "next(iter(loader))"
         )
     with kept_randomness(), torch.enable_grad():
-        trial = Trial(own, program, batch, batch_dim)
+        trial = Trial(own, *private(program), batch, batch_dim)
         notes = Notes()
         task = standing(trial, notes)
         initial_loss(trial, task, notes)
