@@ -128,7 +128,8 @@ def check(
             "next(iter(loader))"
         )
     with kept_randomness(), torch.enable_grad():
-        trial = Trial(own, *private(program), batch, batch_dim)
+        (program,) = private(program)
+        trial = Trial(own, program, batch, batch_dim)
         notes = Notes()
         task = standing(trial, notes)
         initial_loss(trial, task, notes)
