@@ -14,11 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradstat.errors import UnsupportedTensorError
+
 BATCH_NAMES = ("inputs", "outputs", "targets")
 
 MAX_ROWS = 256
 MAX_INPUT_ROWS = 32
 MAX_ELEMENTS = 65536
+
+MAX_DENSE = 2**22
+"""Elements of a sparse tensor that is looked at: it is made dense for it."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,26 @@ def first_tensor(given: Any) -> Any:
     else:
         return given
     return next((value for value in values if isinstance(value, Tensor)), None)
+
+
+def readable(value: Any) -> Tensor:
+    """Return a tensor whose rows can be taken; a sparse one is made dense where it is small.
+
+    Raises:
+        UnsupportedTensorError: It is none, or holds no numbers in memory.
+    """
+    if not isinstance(value, Tensor):
+        what, remedy = type(value).__name__, "pass the tensor that is in it"
+    elif value.is_meta or value.is_nested or value.is_quantized:
+        kinds = {"meta": value.is_meta, "nested": value.is_nested, "quantised": value.is_quantized}
+        what, remedy = next(f"a {kind} tensor" for kind in kinds if kinds[kind]), "leave it out"
+    elif value.layout is not torch.strided and value.numel() > MAX_DENSE:
+        what, remedy = f"a sparse one of {value.numel()} elements", "pass some rows of it"
+    elif value.layout is not torch.strided:
+        return value.detach().to_dense()
+    else:
+        return value
+    raise UnsupportedTensorError(f"it must be a tensor of numbers in memory, got {what}; {remedy}")
 
 
 def _rows_of_pair(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import takewhile
@@ -11,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradstat._batch_sample import BATCH_NAMES, BatchSample, first_tensor
-from gradstat.errors import ArgumentTypeError, UnsupportedTensorError
+from gradstat._batch_sample import BATCH_NAMES, BatchSample, first_tensor, readable
+from gradstat.errors import ArgumentTypeError
 from gradstat.stats import tensor_stats
 from gradstat.table import StatTable
 
@@ -25,7 +26,11 @@ MAX_SAMPLES = 40
 """Batches of which a sample is kept, spread evenly over the run."""
 
 
+_NUMBERS = bool | int | float | np.integer | np.floating | np.bool_
+
 Scalar = float | Tensor
+
+_logger = logging.getLogger("gradstat")
 
 
 class Observation(NamedTuple):
@@ -94,57 +99,63 @@ class Observations:
         self._length = length
         self._series: dict[str, Series] = {}
         self._tables: dict[str, deque[Observation]] = {}
+        self._unread: set[str] = set()
         self.samples: list[BatchSample] = []
         """Samples of batches, oldest first."""
 
     def add(self, step: int, values: Mapping[str, Any], *, is_probed: bool) -> None:
-        """Keep these values, or none of them where one is unfit.
+        """Keep these values, or none of them where one has the wrong type.
+
+        What cannot be read, such as a tensor without memory, is passed over and logged once.
 
         Args:
             step: Finished optimizer steps.
             values: Numbers and tensors by name.
             is_probed: Whether larger tensors are looked at.
+
+        Raises:
+            ArgumentTypeError: A value that is not of a batch is neither a number nor a tensor.
         """
+        for name, given in values.items():
+            if name not in BATCH_NAMES and not isinstance(given, _NUMBERS | Tensor | None):
+                raise ArgumentTypeError(
+                    f"observe({name}=...) must be a number or a tensor, got "
+                    f"{type(given).__name__}; pass for example loss=loss"
+                )
         scalars: dict[str, Scalar] = {}
         batch: dict[str, Tensor] = {}
-        tensors: dict[str, Tensor] = {}
+        tables: dict[str, StatTable] = {}
         for name, given in values.items():
-            value = given
-            if name in BATCH_NAMES and not isinstance(given, Tensor):
-                value = first_tensor(given)
-            if value is None:
-                continue
-            if not isinstance(value, Tensor):
-                if not isinstance(value, bool | int | float | np.number | np.bool_):
-                    raise ArgumentTypeError(
-                        f"observe({name}=...) must be a number or a tensor, got "
-                        f"{type(value).__name__}; pass for example loss=loss"
-                    )
-                scalars[name] = float(value)
-            elif name in BATCH_NAMES and (value.is_meta or value.is_nested):
-                raise UnsupportedTensorError(
-                    f"observe({name}=...) must be a tensor with numbers in memory, got a "
-                    f"{'meta' if value.is_meta else 'nested'} tensor; leave it out"
-                )
-            elif name in BATCH_NAMES:
-                batch[name] = value
-            elif value.numel() == 1:
-                scalars[name] = _scalar(value)
-            else:
-                tensors[name] = value
-        measured = {name: _table(name, tensors[name]) for name in tensors if is_probed}
+            try:
+                value = first_tensor(given) if name in BATCH_NAMES else given
+                if isinstance(value, _NUMBERS):
+                    scalars[name] = float(value)
+                elif isinstance(value, Tensor) and name not in BATCH_NAMES and value.numel() == 1:
+                    scalars[name] = _scalar(value)
+                elif value is None or not is_probed:
+                    continue
+                elif name in BATCH_NAMES:
+                    batch[name] = readable(value)
+                else:
+                    tables[name] = _table(name, value)
+            except Exception as error:  # a run that is only watched must go on
+                self._pass_over(name, error)
         for name, scalar in scalars.items():
-            series = self._series.get(name)
-            if series is None:
-                self._series[name] = series = Series()
-            series.add(Observation(step, scalar))
-        if not is_probed:
-            return
-        for name, table in measured.items():
-            tables = self._tables.setdefault(name, deque(maxlen=self._length))
-            tables.append(Observation(step, table))
+            self._series.setdefault(name, Series()).add(Observation(step, scalar))
+        for name, table in tables.items():
+            kept = self._tables.setdefault(name, deque(maxlen=self._length))
+            kept.append(Observation(step, table))
         if batch:
-            self._sample(step, batch, scalars.get("loss"))
+            try:
+                self._sample(step, batch, scalars.get("loss"))
+            except Exception as error:
+                self._pass_over(", ".join(batch), error)
+
+    def _pass_over(self, name: str, error: Exception) -> None:
+        """Say once for each name that its values are left out."""
+        if name not in self._unread:
+            self._unread.add(name)
+            _logger.warning("gradstat passes over observe(%s=...): %s", name, error)
 
     def _sample(self, step: int, batch: dict[str, Tensor], loss: Scalar | None) -> None:
         if self.samples and self.samples[-1].step == step:
@@ -203,6 +214,7 @@ def _scalar(value: Tensor) -> Scalar:
 
 def _table(name: str, given: Tensor) -> StatTable:
     with torch.no_grad():
-        is_real_or_complex = given.is_floating_point() or given.is_complex()
-        measured = given if is_real_or_complex else given.to(torch.float32)
+        is_integer = not (given.is_floating_point() or given.is_complex())
+        is_small = is_integer or given.dtype.itemsize == 1
+        measured = given.to(torch.float32) if is_small else given
         return tensor_stats([measured], [name], kind="observation")

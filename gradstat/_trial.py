@@ -11,7 +11,7 @@ import copy
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,6 +136,20 @@ def private_copy(what: Any) -> Any:
             f"model and optimizer must be fit for copy.deepcopy, got {type(error).__name__}: "
             f"{error}; keep tensors with a graph, locks and open files out of their attributes"
         ) from error
+
+
+def private(program: Program, *others: Any) -> tuple[Any, ...]:
+    """Return a program and what goes with it, with deep copies in place of all of it.
+
+    A loss that is a module may have parameters and buffers of its own. A function is no copy.
+
+    Raises:
+        ArgumentTypeError: Something cannot be copied.
+    """
+    if not isinstance(program.loss_fn, nn.Module):
+        return program, *private_copy(others)
+    loss_fn, *copies = private_copy((program.loss_fn, *others))
+    return replace(program, loss_fn=loss_fn), *copies
 
 
 def tensors_of(batch: Any) -> list[Tensor]:

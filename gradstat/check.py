@@ -22,6 +22,7 @@ from gradstat._trial import (
     Step,
     inner_model,
     kept_randomness,
+    private,
     tensors_of,
     whole_number,
 )
@@ -127,6 +128,7 @@ def check(
             "next(iter(loader))"
         )
     with kept_randomness(), torch.enable_grad():
+        (program,) = private(program)
         trial = Trial(own, program, batch, batch_dim)
         notes = Notes()
         task = standing(trial, notes)

@@ -20,7 +20,7 @@ from gradstat._trial import (
     fresh,
     inner_model,
     kept_randomness,
-    private_copy,
+    private,
     whole_number,
 )
 from gradstat.errors import (
@@ -159,7 +159,7 @@ def lr_range_test(
     samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
     inner_sampler = getattr(samplers[1], "sampler", None)
     with kept_randomness(loader, *samplers, inner_sampler), torch.enable_grad():
-        trained, rising, scaler = private_copy((own, optimizer, scaler))
+        program, trained, rising, scaler = private(program, own, optimizer, scaler)
         if not trained.training:
             trained.train()
         ratios = _ratios(rising)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch.optim import Optimizer
 
@@ -28,13 +28,15 @@ from gradstat._rounds import Rounds
 from gradstat._watched import Watched
 from gradstat.activations import ActivationMonitor, ActivationTable
 from gradstat.clipping.clipper import Clipper
-from gradstat.diagnosis import Finding, coverage, diagnose
+from gradstat.diagnosis import RULES, Finding, Rule, coverage, diagnose
 from gradstat.diagnosis.evidence import Evidence
-from gradstat.errors import ArgumentValueError
+from gradstat.errors import ArgumentTypeError, ArgumentValueError
 
 if TYPE_CHECKING:
     from gradstat.report import Report
     from gradstat.runlog import RunLog
+
+CallableT = TypeVar("CallableT", bound=Callable[..., Any])
 
 
 class Monitor(Readings):
@@ -74,6 +76,9 @@ class Monitor(Readings):
         self._observations = Observations(recorder.length)
         self._callbacks: list[Callable[[Monitor], Any]] = []
 
+        self.rules: Sequence[Rule] = RULES
+        """What `diagnose` and `coverage` judge by, also while training; put others in its place."""
+
         self.log: RunLog | None = None
         """The run log, where `attach` was asked for one."""
 
@@ -108,7 +113,9 @@ class Monitor(Readings):
 
         Args:
             **values: Numbers, or tensors of any dtype on any device. Of a tensor with several
-                elements the statistics are kept, not the elements. `None` is passed over.
+                elements the statistics are kept, not the elements. `None` is passed over, and so is
+                a tensor that cannot be read, and anything without a tensor under ``inputs``,
+                ``outputs`` and ``targets``; the logger ``gradstat`` says so once for a name.
 
         Does not synchronise and holds no graph. Under each name the last 512 numbers are kept, and
         up to 512 spread evenly over all before. Larger tensors are looked at in probed steps alone:
@@ -117,7 +124,7 @@ class Monitor(Readings):
         last ``window`` tables.
 
         Raises:
-            ArgumentTypeError: A value is neither a number nor a tensor.
+            ArgumentTypeError: Another value is neither a number nor a tensor; none is kept.
 
         Example:
             >>> optimizer.gradstat.observe(loss=loss, outputs=logits)
@@ -136,8 +143,11 @@ class Monitor(Readings):
 
         Returns:
             ``callback``, so that this serves as a decorator.
+
+        Raises:
+            ArgumentTypeError: It is no function.
         """
-        self._callbacks.append(callback)
+        self._callbacks.append(_function(callback))
         return callback
 
     def end_step(self) -> None:
@@ -199,14 +209,14 @@ class Monitor(Readings):
             >>> for finding in optimizer.gradstat.diagnose():
             ...     print(finding)
         """
-        return diagnose(self.evidence())
+        return diagnose(self.evidence(), self.rules)
 
     def coverage(self) -> dict[str, str]:
         """Return for each code ``"judged"``, or what has to be observed so that it can be judged.
 
         Synchronises with a CUDA device.
         """
-        return coverage(self.evidence())
+        return coverage(self.evidence(), self.rules)
 
     def report(self) -> Report:
         """Return the run so far as one HTML page: of its run log, else of the window in memory.
@@ -227,8 +237,11 @@ class Monitor(Readings):
 
         Returns:
             ``callback``, so that this serves as a decorator.
+
+        Raises:
+            ArgumentTypeError: It is no function.
         """
-        self._rounds.callbacks.append(callback)
+        self._rounds.callbacks.append(_function(callback))
         return callback
 
     # ---- checkpoints -----------------------------------------------------------------------------
@@ -263,3 +276,11 @@ class Monitor(Readings):
             f"Monitor(step={self.step}, parameters={len(self.names)}, "
             f"clip={self._clipper.policy!r})"
         )
+
+
+def _function(callback: CallableT) -> CallableT:
+    if not callable(callback):
+        raise ArgumentTypeError(
+            f"callback must be a function, got {type(callback).__name__}; pass for example print"
+        )
+    return callback

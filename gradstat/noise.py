@@ -17,7 +17,7 @@ from gradstat._trial import (
     fresh,
     inner_model,
     kept_randomness,
-    private_copy,
+    private,
     rows_of,
     whole_number,
 )
@@ -134,8 +134,7 @@ def noise_scale(
     Reference:
         McCandlish et al. 2018, 1812.06162, appendix A.1.
     """
-    program = Program(loss_fn, step)
-    model = private_copy(inner_model(model))
+    program, model = private(Program(loss_fn, step), inner_model(model))
     splits = whole_number("splits", splits, 2)
     rows = rows_of(batch)
     size = rows // splits

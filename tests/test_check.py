@@ -461,6 +461,51 @@ def test_inputs_that_require_a_gradient_get_none():
     assert inputs.grad is None
 
 
+class Proxies(nn.Module):
+    """A loss with parameters, and a buffer that it counts in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(4, 4))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        self.calls += 1
+        return CE(outputs @ self.centres, targets)
+
+
+def all_probes(model: nn.Module, loss_fn: nn.Module) -> None:
+    gradstat.check(model, loss_fn, classes(), overfit_steps=3)
+    gradstat.noise_scale(model, loss_fn, classes(), splits=2)
+    optimizer = torch.optim.SGD([*model.parameters(), *loss_fn.parameters()], lr=0.1)
+    gradstat.lr_range_test(model, optimizer, loss_fn, [classes()], steps=10)
+
+
+def test_a_loss_with_a_state_of_its_own_stays_as_it_is():
+    model, loss_fn = mlp(), Proxies()
+    before = loss_fn.centres.detach().clone()
+    all_probes(model, loss_fn)
+    assert loss_fn.centres.grad is None
+    assert torch.equal(loss_fn.centres, before)
+    assert loss_fn.calls == 0
+
+
+def test_the_rate_of_a_loss_with_parameters_is_tried_too():
+    model, loss_fn = mlp(), Proxies()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    optimizer = torch.optim.SGD([*model.parameters(), *loss_fn.parameters()], lr=0.1)
+    found = gradstat.lr_range_test(model, optimizer, loss_fn, [classes()])
+    assert found.losses.min() < found.losses[0] - 0.01
+
+
+def test_one_row_is_no_batch_of_equal_rows():
+    inputs, targets = classes()
+    report = look((mlp(), CE, (inputs[:1], targets[:1])))
+    assert report.ok
+    assert report.not_judged["scale of the inputs"] == "needs a batch of 2 rows"
+
+
 def test_a_change_would_be_seen():
     model = everything()
     before = state_of(model)

@@ -172,6 +172,24 @@ def test_thresholds_can_be_changed() -> None:
     assert [f.code for f in diagnose(run, strict)] == ["bad-inputs"]
 
 
+def test_a_monitor_goes_by_its_own_rules() -> None:
+    monitor = train(scale=5.0)
+    assert "bad-inputs" not in [f.code for f in monitor.diagnose()]
+    monitor.rules = [dataclasses.replace(InputScale(), large=2.0)]
+    assert [f.code for f in monitor.diagnose()] == ["bad-inputs"]
+    assert monitor.coverage() == {"bad-inputs": "judged"}
+    assert [f.code for f in copy.deepcopy(monitor).diagnose()] == ["bad-inputs"]
+
+
+def test_what_cannot_be_called_is_refused_at_once() -> None:
+    monitor = train(1)
+    for register in (monitor.on_step, monitor.on_finding):
+        with pytest.raises(
+            gradstat.ArgumentTypeError, match="callback must be a function, got int"
+        ):
+            register(3)  # type: ignore[type-var]
+
+
 def test_every_rule_names_codes_needs_and_sources() -> None:
     known = {"steps", "activations", "loss", "val_loss", "inputs", "outputs", "targets"}
     known |= {"gradient_signal", "gradient_noise", "batch_size"}  # observed from a NoiseScale

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
 import zipfile
@@ -260,6 +261,77 @@ def test_a_snapshot_of_another_model_changes_nothing(tmp_path):
     assert same_bits(before, list(model.parameters()))
 
 
+def same_model(make: Any, schedulers: Any = ()) -> tuple[nn.Module, RunState]:
+    model = make_model()
+    optimizer = make(model)
+    return model, RunState(lambda: optimizer, model, [s(optimizer) for s in schedulers], None)
+
+
+def of_sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def in_two_groups(model: nn.Module) -> torch.optim.Optimizer:
+    parameters = list(model.parameters())
+    return torch.optim.SGD([{"params": parameters[:1]}, {"params": parameters[1:]}], lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "schedulers", "words"),
+    [
+        (lambda model: torch.optim.Adam(model.parameters()), (), "Adam"),
+        (in_two_groups, (), r"\[1, 3\]"),
+        (of_sgd, (SCHEDULERS["step"],), "StepLR"),
+    ],
+    ids=["optimizer", "groups", "scheduler"],
+)
+def test_a_snapshot_of_another_program_changes_nothing(make, schedulers, words):
+    _, written = same_model(of_sgd)
+    model, state = same_model(make, schedulers)
+    with torch.no_grad():
+        model[0].weight.fill_(7.0)
+    with pytest.raises(gradstat.ArgumentValueError, match=words):
+        state.restore(written.take())
+    assert (model[0].weight == 7).all()
+
+
+def test_a_snapshot_of_another_layout_is_refused():
+    _, state = same_model(of_sgd)
+    with pytest.raises(gradstat.ArgumentValueError, match="must be of layout 2, got 1"):
+        state.restore(state.take() | {"version": 1})
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, [1.0]])
+def test_a_file_that_is_no_snapshot_is_passed_over(content, tmp_path, caplog):
+    torch.save(content, tmp_path / "snapshot-000000000099.pt")
+    run = Run(OPTIMIZERS["sgd-loop"], SCHEDULERS["step"], directory=tmp_path)
+    assert run.guard.resume() is None
+    assert "holds something else than a snapshot" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on the size of files")
+def test_a_full_disk_costs_the_newest_snapshots_and_not_the_guard(tmp_path, caplog):
+    import resource
+
+    run = Run(OPTIMIZERS["sgd-loop"], SCHEDULERS["step"], directory=tmp_path, snapshot_every=5)
+    run.train(2)
+    limits, told = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    try:
+        run.train(8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, told)
+    assert "no snapshot could be written after step 6" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["snapshot-000000000001.pt"]
+    run.train(12)
+    assert len(list(tmp_path.iterdir())) == 2
+    for _ in range(3):
+        run.one_step(math.nan)
+    assert [action.action for action in run.guard.actions] == ["roll-back"]
+
+
 def test_a_parameter_outside_of_the_model_goes_back():
     model, scale = make_model(), nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([*model.parameters(), scale], lr=0.1)
@@ -289,7 +361,7 @@ KILLED = """
 import os, random, signal, sys, time, torch, gradstat
 from pathlib import Path
 
-def train(directory, steps):
+def train(directory, steps, begun=lambda: None):
     model = torch.nn.Linear(64, 64)
     optimizer = gradstat.attach(torch.optim.Adam(model.parameters()), model, diagnose=False)
     rules = [gradstat.RollBack()]
@@ -300,6 +372,7 @@ def train(directory, steps):
         optimizer.gradstat.observe(loss=loss)
         loss.backward()
         optimizer.step()
+        begun()
 
 torch.set_num_threads(1)
 train(Path(sys.argv[1]) / "first", 3)  # imports what torch imports late
@@ -307,12 +380,17 @@ loaded = partial = 0
 for round in range(50):
     directory = Path(sys.argv[1]) / str(round)
     directory.mkdir()
+    tells, told = os.pipe()
     child = os.fork()
     if child == 0:
-        train(directory, 10**6)
+        train(directory, 10**6, lambda: os.write(told, b".") if round % 2 else None)
+    os.close(told)
+    if round % 2:  # half of them have written one, however slow the machine is
+        os.read(tells, 1)
     time.sleep(random.uniform(0.0, 0.08))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+    os.close(tells)
     for path in directory.glob("*.pt"):
         state = torch.load(path, weights_only=True)
         assert path.name == f"snapshot-{state['step']:012d}.pt"

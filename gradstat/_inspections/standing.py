@@ -68,7 +68,10 @@ def standing(trial: Trial, notes: Notes) -> Task:
     found = diagnose(evidence, _RULES)
     if task.loss is not None and task.loss.reduction == "sum":  # gradients grow with the batch
         found = [f for f in found if f.code != "exploding-gradient"]
-    outputs = trial.outputs
+    inputs, outputs = trial.inputs, trial.outputs
+    if inputs is not None and inputs.dim() and inputs.shape[0] == 1:
+        found = [f for f in found if f.code != "bad-inputs"]
+        notes.not_judged["scale of the inputs"] = "needs a batch of 2 rows"
     if outputs is not None and outputs.dim() and outputs[..., :1].numel() < MIN_ROWS:
         found = [f for f in found if f.code not in ("dead-units", "saturated-activation")]
         notes.not_judged["dead and saturated units"] = f"needs a batch of {MIN_ROWS} rows"

@@ -371,8 +371,14 @@ class Guard:
         state["max_norm"] = self._monitor._clipper.ceiling
         state["actions"] = self.to_list()
         self.snapshot_bytes = size_of(state)
-        self._ring.put(state)
         self._snapshot_at = self._steps
+        try:
+            self._ring.put(state)
+        except (OSError, RuntimeError) as error:  # a full disk: those before it are still there
+            _logger.error(
+                "guard: no snapshot could be written after step %d: %s", state["step"], error
+            )
+            return
         self._was_used = False
 
     def resume(self) -> int | None:

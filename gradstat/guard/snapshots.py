@@ -110,13 +110,21 @@ class DiskRing:
 
 
 def write_atomically(path: Path, state: State) -> None:
-    """Write a file that is there whole or not at all, whenever process or machine stop."""
+    """Write a file that is there whole or not at all, whenever process or machine stop.
+
+    Raises:
+        OSError, RuntimeError: There is no room, say; nothing is left of the file.
+    """
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     if os.name == "posix":  # the new name, too, has to reach the disk
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -135,5 +143,7 @@ def read(path: Path) -> State:
         damaged = archive.testzip()
     if damaged is not None:
         raise zipfile.BadZipFile(f"the checksum of {damaged} does not fit")
-    state: State = torch.load(path, map_location="cpu", weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or "step" not in state:
+        raise pickle.UnpicklingError("it holds something else than a snapshot")
     return state

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from gradstat._names import plain_name
 from gradstat.errors import ArgumentValueError
 
-VERSION = 1
+VERSION = 2
 """Of the layout of a state."""
 
 
@@ -59,6 +59,7 @@ class RunState:
             "version": VERSION,
             "parameters": {name: copied(tensor) for name, tensor in self._parameters()},
             "buffers": {name: copied(tensor) for name, tensor in self._buffers()},
+            "kind": self._kind(),
             "optimizer": copied(self.optimizer.state_dict()),
             "schedulers": [copied(scheduler.state_dict()) for scheduler in self._schedulers],
             "scaler": None if self._scaler is None else copied(self._scaler.state_dict()),
@@ -72,6 +73,11 @@ class RunState:
         Raises:
             ArgumentValueError: It is another run's state; nothing is changed.
         """
+        if state.get("version") != VERSION:
+            raise ArgumentValueError(
+                f"a snapshot must be of layout {VERSION}, got {state.get('version')}; resume it "
+                "with the gradstat that wrote it, or use another directory"
+            )
         tensors = dict(self._parameters()) | dict(self._buffers())
         saved = state["parameters"] | state["buffers"]
         unlike = [
@@ -79,8 +85,10 @@ class RunState:
             for name in {**tensors, **saved}
             if name not in tensors or name not in saved or tensors[name].shape != saved[name].shape
         ]
-        if unlike or len(state["schedulers"]) != len(self._schedulers):
-            what = repr(unlike[0]) if unlike else f"{len(state['schedulers'])} schedulers"
+        what = repr(unlike[0]) if unlike else ""
+        if state["kind"] != self._kind():
+            what = what or f"{state['kind']} beside {self._kind()}"
+        if what:
             raise ArgumentValueError(
                 f"a snapshot must be of this model, optimizer and schedulers, got one that differs "
                 f"in {what}; use a directory of its own for each run"
@@ -93,6 +101,15 @@ class RunState:
         if self._scaler is not None and state["scaler"]:
             self._scaler.load_state_dict(copied(state["scaler"]))
         _set_rng_state(state["rng"])
+
+    def _kind(self) -> list[Any]:
+        """Return the classes of optimizer and schedulers, and how many parameters are in a group.
+
+        The state of another optimizer would be loaded, and be wrong.
+        """
+        groups = [len(group["params"]) for group in self.optimizer.param_groups]
+        schedulers = [type(scheduler).__name__ for scheduler in self._schedulers]
+        return [type(self.optimizer).__name__, groups, schedulers]
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         known = set()
