@@ -47,10 +47,12 @@ def facts_of(optimizer: Optimizer, watched: Watched) -> Facts:
     watched.refresh(optimizer.param_groups)
     model = watched.model
     groups = optimizer.param_groups
-    modules = [module for _, module in modules_of(model)] if model is not None else []
+    modules: list[nn.Module] = []
     facts = None
     if model is not None:
-        named = named_parameters(model)
+        prefixed = modules_of(model)
+        named = named_parameters(model, prefixed)
+        modules = [module for _, module in prefixed]
         forgotten = watched.others.forgotten(named, groups)
         facts = model_facts(named, modules, optimizer, forgotten)
     layers = layers_of(watched.names, optimizer, modules, watched.parameters(groups))

@@ -37,13 +37,18 @@ def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return list(found.values())
 
 
-def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return the parameters with the names that they have in the plain model."""
+def named_parameters(
+    model: nn.Module, modules: list[tuple[str, nn.Module]] | None = None
+) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters with the names that they have in the plain model.
+
+    ``modules`` are those of `modules_of`, where they are known.
+    """
     inner = unwrapped(model)
     if type(inner).named_parameters is not nn.Module.named_parameters:  # it has names of its own
         return [(plain_name(name), p) for name, p in inner.named_parameters()]
     found: dict[int, tuple[str, nn.Parameter]] = {}
-    for prefix, module in modules_of(model):
+    for prefix, module in modules or modules_of(model):
         for name, parameter in module._parameters.items():
             if parameter is not None and id(parameter) not in found:
                 found[id(parameter)] = plain_name(prefix + name), parameter

@@ -64,8 +64,8 @@ class _Host(NamedTuple):
         return sums
 
     def parts(self, site: int) -> Floats:
-        """Return the rows of one site, without those of parts that counted nothing but the first."""
-        rows = self.rows[self.sites == site]
+        """Return the rows of one site: the first, and of the others those that counted."""
+        rows: Floats = self.rows[self.sites == site]
         is_kept = rows[:, _fallback.NUMEL] > 0
         is_kept[0] = True
         return rows[is_kept]
@@ -157,7 +157,8 @@ class ActivationTable:
         positions = [entry.positions for entry in self._measured]
         of = np.where(by_position, positions, self._host.numel)
         seen = np.where(by_position, high, low + high)
-        return np.divide(seen, of, out=np.full(len(of), np.nan), where=of > 0)
+        fractions: Floats = np.divide(seen, of, out=np.full(len(of), np.nan), where=of > 0)
+        return fractions
 
     @cached_property
     def _host(self) -> _Host:
@@ -181,7 +182,7 @@ class ActivationTable:
             starts,
             rows_of_parts,
             site_of_part,
-            np.bincount(site_of_part, rows_of_parts[:, _fallback.NUMEL], len(units)),
+            np.bincount(site_of_part, rows_of_parts[:, _fallback.NUMEL], len(units)).astype(float),
         )
 
     def __len__(self) -> int:

@@ -240,7 +240,8 @@ def _picked(values: Floats, targets: Floats) -> Floats:
 
 
 def _have_class(values: Floats, targets: Floats) -> NDArray[np.bool_]:
-    return (targets >= 0) & (targets < values.shape[-1])
+    kept: NDArray[np.bool_] = (targets >= 0) & (targets < values.shape[-1])
+    return kept
 
 
 def _cross_entropy(outputs: Floats, targets: Floats) -> Floats:
