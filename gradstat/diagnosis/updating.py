@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gradstat.diagnosis.evidence import ABS_MAX, INFS, L2, NANS, NUMEL, ZEROS
 from gradstat.diagnosis.finding import Finding, Measure
@@ -29,7 +28,7 @@ class NoGradient(Rule):
         probes, model = case.run.probes, case.run.model
         if len(probes.steps) < self.min_probes:
             return
-        never: NDArray[np.bool_] = np.isnan(probes.gradients[..., NUMEL]).all(0, keepdims=True)[0]
+        never = np.asarray(np.isnan(probes.gradients[..., NUMEL]).all(0))
         names = [layer.name for layer in case.run.layers]
         if model is not None and model.n_own == 0 and model.n_strangers:
             yield self._finding(
