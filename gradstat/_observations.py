@@ -110,8 +110,10 @@ class Observations:
         tensors: dict[str, Tensor] = {}
         for name, given in values.items():
             value = given
-            if name in BATCH_NAMES and not isinstance(given, Tensor):
+            if name in BATCH_NAMES:
                 value = first_tensor(given)
+                if not is_probed and isinstance(value, Tensor):
+                    continue
             if value is None:
                 continue
             if not isinstance(value, Tensor):
