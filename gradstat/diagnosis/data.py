@@ -195,8 +195,9 @@ class Unshuffled(Rule):
 
 
 def _entropy(values: Floats) -> float:
-    counts = np.bincount(values.astype(int))
-    shares = counts[counts > 0] / counts.sum()
+    ordered = np.sort(values)
+    ends = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
+    shares = np.diff(ends, prepend=-1) / len(ordered)
     return float(-(shares * np.log(shares)).sum())
 
 
