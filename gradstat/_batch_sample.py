@@ -65,21 +65,19 @@ class BatchSample:
         self.loss = loss if self.loss is None else self.loss
 
     def _take(self, batch: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            outputs, targets = batch.get("outputs"), batch.get("targets")
-            pair = None
-            if outputs is not None and targets is not None:
-                pair = _rows_of_pair(outputs, targets)
-            self.is_paired = self.is_paired or pair is not None
-            for name, tensor in batch.items():
-                if name == "inputs":
-                    count = min(_row_count(tensor), MAX_INPUT_ROWS)
-                    self.tensors[name] = _sample(tensor, tensor, count)
-                elif pair is None:
-                    self.tensors[name] = _sample(tensor, tensor, _row_count(tensor))
-                else:
-                    rows = pair[name == "targets"]
-                    self.tensors[name] = _sample(tensor, rows, _row_count(pair[0]))
+        whole = {name: tensor.detach() for name, tensor in batch.items()}
+        rows, count = whole, None
+        if "outputs" in whole and "targets" in whole:
+            pair = _rows_of_pair(whole["outputs"], whole["targets"])
+            if pair is not None:
+                self.is_paired = True
+                rows = whole | {"outputs": pair[0], "targets": pair[1]}
+                count = _row_count(pair[0])
+        for name, tensor in whole.items():
+            n_rows = _row_count(rows[name]) if count is None else count
+            if name == "inputs":
+                n_rows = min(_row_count(tensor), MAX_INPUT_ROWS)
+            self.tensors[name] = _sample(tensor, rows[name], n_rows)
 
 
 def first_tensor(given: Any) -> Any:
@@ -142,9 +140,15 @@ def _row_count(rows: Tensor) -> int:
 
 
 def _sample(whole: Tensor, rows: Tensor, count: int) -> TensorSample:
-    some = rows[:count] if rows.dim() > 0 else rows.reshape(1)
-    some = some.flatten(1)[:, :MAX_ELEMENTS] if some.dim() > 1 else some
-    copy = some.detach().clone()
+    shape = rows.shape
+    if not shape:
+        rows = rows.reshape(1)
+    elif shape[0] > count:
+        rows = rows[:count]
+    if len(shape) > 2:
+        rows = rows.flatten(1)
+    if len(shape) > 1 and rows.shape[1] > MAX_ELEMENTS:
+        rows = rows[:, :MAX_ELEMENTS]
     return TensorSample(
-        copy, tuple(whole.shape), whole.dtype, is_whole=copy.numel() == whole.numel()
+        rows.clone(), tuple(whole.shape), whole.dtype, is_whole=rows.numel() == whole.numel()
     )

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from gradstat import _kernels
 from gradstat._batch_sample import BatchSample, TensorSample
-from gradstat._names import named_parameters
+from gradstat._names import modules_of, named_parameters
 from gradstat._observations import Observation
 from gradstat._optimizer_kind import as_number, is_scale_free
 from gradstat._probes import Probe
@@ -31,7 +31,7 @@ from gradstat.diagnosis.evidence import (
 )
 
 Floats = NDArray[np.float64]
-NamedModules = Sequence[tuple[str, nn.Module]]
+Named = Sequence[tuple[str, nn.Parameter]]
 
 
 class Facts(NamedTuple):
@@ -46,13 +46,17 @@ def facts_of(optimizer: Optimizer, watched: Watched) -> Facts:
     """Return them as they are now. Synchronises where a learning rate is a tensor."""
     watched.refresh(optimizer.param_groups)
     model = watched.model
-    modules = list(model.named_modules()) if model is not None else []
-    forgotten = watched.others.forgotten(model, optimizer.param_groups) if model is not None else ()
-    return Facts(
-        layers_of(watched.names, optimizer, modules, watched.parameters(optimizer.param_groups)),
-        optimizer_facts(optimizer),
-        None if model is None else model_facts(model, modules, optimizer, forgotten),
-    )
+    groups = optimizer.param_groups
+    modules: list[nn.Module] = []
+    facts = None
+    if model is not None:
+        prefixed = modules_of(model)
+        named = named_parameters(model, prefixed)
+        modules = [module for _, module in prefixed]
+        forgotten = watched.others.forgotten(named, groups)
+        facts = model_facts(named, modules, optimizer, forgotten)
+    layers = layers_of(watched.names, optimizer, modules, watched.parameters(groups))
+    return Facts(layers, optimizer_facts(optimizer), facts)
 
 
 def curve_of(observations: Iterable[Observation]) -> Curve:
@@ -119,11 +123,14 @@ def batch_of(sample: BatchSample) -> Batch:
 
 
 def layers_of(
-    names: Sequence[str], optimizer: Optimizer, modules: NamedModules, watched: Sequence[Tensor]
+    names: Sequence[str],
+    optimizer: Optimizer,
+    modules: Sequence[nn.Module],
+    watched: Sequence[Tensor],
 ) -> tuple[Layer, ...]:
     """Return what is known of each watched parameter."""
     owners: dict[int, str] = {}
-    for _, module in modules:
+    for module in modules:
         for parameter in module._parameters.values():
             owners.setdefault(id(parameter), type(module).__name__)
     groups = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
@@ -147,14 +154,14 @@ def _epsilon(dtype: torch.dtype) -> float:
 def sites_of(table: ActivationTable) -> tuple[Site, ...]:
     """Return the rows of a table. Synchronises."""
     return tuple(
-        Site(
-            name=row.name,
-            kind=row.kind,
-            units=row.units,
-            dead_units=row.dead_units,
-            saturated_fraction=row.saturated_fraction,
+        map(
+            Site,
+            table.names,
+            table.kinds,
+            table.units.tolist(),
+            table.dead_units.tolist(),
+            table.saturated_fractions.tolist(),
         )
-        for row in table
     )
 
 
@@ -175,20 +182,19 @@ def optimizer_facts(optimizer: Optimizer) -> OptimizerFacts:
 
 
 def model_facts(
-    model: nn.Module, modules: NamedModules, optimizer: Optimizer, forgotten: tuple[str, ...]
+    named: Named, modules: Sequence[nn.Module], optimizer: Optimizer, forgotten: tuple[str, ...]
 ) -> ModelFacts:
-    """Return what the rules ask of a model."""
+    """Return what the rules ask of a model with these parameters and modules."""
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    named = named_parameters(model)
     own = {id(p) for _, p in named}
     return ModelFacts(
-        modules=tuple(type(module).__name__ for _, module in modules if not module._modules),
+        modules=tuple(type(module).__name__ for module in modules if not module._modules),
         n_parameters=sum(p.numel() for _, p in named),
         frozen=tuple(name for name, p in named if not p.requires_grad),
         forgotten=forgotten,
         n_strangers=len(stepped - own),
         n_own=len(stepped & own),
-        dropout=max((float(getattr(m, "p", 0.0)) for _, m in modules if _drops(m)), default=0.0),
+        dropout=max((float(getattr(m, "p", 0.0)) for m in modules if _drops(m)), default=0.0),
     )
 
 

@@ -141,7 +141,10 @@ class Observations:
             except Exception as error:  # a run that is only watched must go on
                 self._pass_over(name, error)
         for name, scalar in scalars.items():
-            self._series.setdefault(name, Series()).add(Observation(step, scalar))
+            series = self._series.get(name)
+            if series is None:
+                self._series[name] = series = Series()
+            series.add(Observation(step, scalar))
         for name, table in tables.items():
             kept = self._tables.setdefault(name, deque(maxlen=self._length))
             kept.append(Observation(step, table))

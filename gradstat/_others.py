@@ -12,6 +12,8 @@ from gradstat import _kernels
 from gradstat._names import named_parameters
 from gradstat.errors import GradstatError
 
+Named = list[tuple[str, nn.Parameter]]
+
 
 class Others:
     """What those parameters were when the run began.
@@ -29,16 +31,18 @@ class Others:
         if self._is_noted:
             return
         self._is_noted = True
-        for _, parameter in _others(model, groups):
+        for _, parameter in _others(named_parameters(model), groups):
             self._first[parameter] = _table(parameter)
 
-    def forgotten(self, model: nn.Module, groups: list[dict[str, Any]]) -> tuple[str, ...]:
-        """Return the names of those that have a gradient and have never changed. Synchronises.
+    def forgotten(self, named: Named, groups: list[dict[str, Any]]) -> tuple[str, ...]:
+        """Return which of a model's parameters have a gradient and have never changed.
+
+        Synchronises.
 
         One that has come to require a gradient since the last look is noted first.
         """
         found = []
-        for name, parameter in _others(model, groups):
+        for name, parameter in _others(named, groups):
             if parameter.grad is None:
                 continue
             table = _table(parameter)
@@ -48,11 +52,9 @@ class Others:
         return tuple(found)
 
 
-def _others(model: nn.Module, groups: list[dict[str, Any]]) -> list[tuple[str, nn.Parameter]]:
+def _others(named: Named, groups: list[dict[str, Any]]) -> Named:
     stepped = {id(parameter) for group in groups for parameter in group["params"]}
-    return [
-        (name, p) for name, p in named_parameters(model) if p.requires_grad and id(p) not in stepped
-    ]
+    return [(name, p) for name, p in named if id(p) not in stepped and p.requires_grad]
 
 
 def _table(parameter: Tensor) -> Tensor | None:

@@ -213,6 +213,5 @@ class Readings:
         window = self._recorder.window
         if window is None:
             return np.zeros((0, 0))
-        counts = window.tables.part(slice(NANS, INFS + 1))
-        nonfinite: NDArray[np.float64] = window.to_numpy(counts).sum(-1)
-        return nonfinite[:, :-1]
+        counts = window.tables.sums_up_to(window.newest, len(window.steps), (NANS, INFS))
+        return counts[:, :-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Sequence
 
@@ -24,12 +23,6 @@ class Ring:
     def __getitem__(self, number: int) -> Tensor:
         return self._rows[number % len(self._rows)]
 
-    def part(self, columns: slice) -> Ring:
-        """Return a ring that shows some of the columns of this one."""
-        ring = copy.copy(self)
-        ring._all = self._all[..., columns]
-        return ring
-
     def move(self, device: torch.device) -> None:
         """Continue on another device."""
         self._all = self._all.to(device)
@@ -49,7 +42,15 @@ class Ring:
 
     def up_to(self, newest: int, count: int) -> NDArray[np.float64]:
         """Return the ``count`` rows up to number ``newest``, oldest first. Synchronises once."""
-        host: NDArray[np.float64] = self._all.cpu().numpy()
+        return self._in_order(self._all, newest, count)
+
+    def sums_up_to(self, newest: int, count: int, columns: tuple[int, int]) -> NDArray[np.float64]:
+        """Return the sums of two columns of these rows alone."""
+        first, second = columns
+        return self._in_order(self._all[..., first] + self._all[..., second], newest, count)
+
+    def _in_order(self, rows: Tensor, newest: int, count: int) -> NDArray[np.float64]:
+        host: NDArray[np.float64] = rows.cpu().numpy()
         return host[np.arange(newest - count + 1, newest + 1) % len(self._rows)]
 
 

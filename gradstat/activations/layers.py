@@ -48,12 +48,12 @@ class Layers:
     Keeps none of them alive.
 
     Args:
-        model: The model, or a replica of it, whose weights are known by name.
+        modules: Those of the model, or of a replica of it, with the start of their weights' names.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
         self._weights: dict[int, str] = {}
-        for name, weight in _named_weights(model):
+        for name, weight in _named_weights(modules):
             self._weights.setdefault(id(weight), name)
         self._of: dict[int, tuple[weakref.ref[Tensor], Layer]] = {}
         self._last: Layer | None = None
@@ -122,15 +122,15 @@ class Layers:
         return first
 
 
-def _named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for prefix, module in model.named_modules():
+def _named_weights(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[tuple[str, Tensor]]:
+    for prefix, module in modules:
         # A replica of data parallelism has copies in the place of its parameters.
         own: Mapping[str, Tensor | None] = (
             vars(module).get("_former_parameters") or module._parameters
         )
         for name, weight in own.items():
             if weight is not None:
-                yield f"{prefix}.{name}" if prefix else name, weight
+                yield prefix + name, weight
 
 
 def _tensors(values: Sequence[object]) -> Iterator[Tensor]:

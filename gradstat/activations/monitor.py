@@ -252,10 +252,11 @@ class ActivationMonitor:
     def _count(self, call: Call) -> None:
         with ExitStack() as stack:
             # The windows outlive inference mode; and modes that trace or cache see nothing of this.
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.no_grad())
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
             if torch._C._len_torch_dispatch_stack():
                 stack.enter_context(torch.utils._python_dispatch._disable_current_modes())
+            stack.enter_context(torch.no_grad())
             self._windows.add(self._steps, call)
 
     def _fail(self, error: Exception) -> None:

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,38 @@ class Measured:
     """Name of the weight whose rows are the units, where it is known."""
 
 
+class _Host(NamedTuple):
+    """What was counted of all sites, on the host."""
+
+    counts: NDArray[np.int64]
+    """Elements of each unit that are active, low and high: (3, units of all sites)."""
+
+    starts: NDArray[np.int64]
+    """Place of each site's first unit, and of the end: (sites + 1,)."""
+
+    rows: Floats
+    """Moments of the parts that the sites were counted in: (parts, 12)."""
+
+    sites: NDArray[np.int64]
+    """Site of each part: (parts,)."""
+
+    numel: Floats
+    """Elements of each site: (sites,)."""
+
+    def by_site(self, of_units: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the sum over the units of each site."""
+        until = np.concatenate([[0], of_units.cumsum()])
+        sums: NDArray[np.int64] = np.diff(until[self.starts])
+        return sums
+
+    def parts(self, site: int) -> Floats:
+        """Return the rows of one site: the first, and of the others those that counted."""
+        rows: Floats = self.rows[self.sites == site]
+        is_kept = rows[:, _fallback.NUMEL] > 0
+        is_kept[0] = True
+        return rows[is_kept]
+
+
 class ActivationTable:
     """What was counted of activations, one row a site, in the order in which they were called.
 
@@ -55,18 +87,15 @@ class ActivationTable:
         self._measured = tuple(measured)
         self._index = {entry.name: place for place, entry in enumerate(self._measured)}
         self._steps = steps
-        # One copy for each device, now: the windows go on.
-        flat: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
-        for entry in self._measured:
+        self._places: dict[torch.device, list[int]] = {}
+        parts: dict[torch.device, list[UnitCounts]] = {}
+        for place, entry in enumerate(self._measured):
             for part in entry.parts:
-                counts, rows = flat.setdefault(part.row.device, ([], []))
-                counts.append(part.counts.view(-1))
-                rows.append(part.row)
-        with torch.no_grad():
-            self._copies = {
-                device: torch.cat([torch.cat(rows), torch.cat(counts).double()])
-                for device, (counts, rows) in flat.items()
-            }
+                device = part.row.device
+                self._places.setdefault(device, []).append(place)
+                parts.setdefault(device, []).append(part)
+        with torch.no_grad():  # one copy for each device, now: the windows go on
+            self._copies = {device: _flat(chosen) for device, chosen in parts.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -89,42 +118,72 @@ class ActivationTable:
     def moments(self) -> StatTable:
         """The moments of all sites, as a table of kind ``"activation"`` on the CPU."""
         rows = []
-        for counts, parts in self._host:
+        for site, (n_units, dead) in enumerate(zip(self.units, self.dead_units, strict=True)):
+            parts = self._host.parts(site)
             row = torch.from_numpy(parts[0].copy())
             if len(parts) > 1:
                 row = _fallback.merge_totals(torch.from_numpy(parts))
-            row[_fallback.ROWS] = counts.shape[1]
-            row[_fallback.DEAD_ROWS] = _dead(counts, parts)
+            row[_fallback.ROWS] = int(n_units)
+            row[_fallback.DEAD_ROWS] = int(dead)
             rows.append(row)
         empty = torch.from_numpy(np.zeros((0, 12)))
         totals = _fallback.merge_totals(torch.stack(rows) if rows else empty)
         return StatTable(self.names, torch.stack([*rows, totals]), kind="activation")
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kind of each site."""
+        return tuple(entry.kind.name for entry in self._measured)
+
+    @property
+    def units(self) -> NDArray[np.int64]:
+        """Units of each site, shape (sites,)."""
+        units: NDArray[np.int64] = np.diff(self._host.starts)
+        return units
+
     @cached_property
-    def _host(self) -> list[tuple[NDArray[np.int64], Floats]]:
-        """Counts (3, units) of each site and the rows (parts, 12) to be merged, on the host."""
-        rows: dict[torch.device, Iterator[Floats]] = {}
-        counts: dict[torch.device, NDArray[np.int64]] = {}
-        places = dict.fromkeys(self._copies, 0)
+    def dead_units(self) -> NDArray[np.int64]:
+        """Units of each site that no sample has activated, shape (sites,)."""
+        host = self._host
+        dead = host.by_site(host.counts[0] == 0)
+        dead[host.numel == 0] = 0  # nothing was counted
+        return dead
+
+    @cached_property
+    def saturated_fractions(self) -> Floats:
+        """`ActivationStats.saturated_fraction` of each site, shape (sites,)."""
+        low, high = map(self._host.by_site, self._host.counts[1:])
+        by_position = np.array([entry.kind.by_position for entry in self._measured], bool)
+        positions = [entry.positions for entry in self._measured]
+        of = np.where(by_position, positions, self._host.numel)
+        seen = np.where(by_position, high, low + high)
+        fractions: Floats = np.divide(seen, of, out=np.full(len(of), np.nan), where=of > 0)
+        return fractions
+
+    @cached_property
+    def _host(self) -> _Host:
+        """What was counted, on the host, the parts of each site added."""
+        units = np.array([entry.parts[0].counts.shape[1] for entry in self._measured], np.int64)
+        starts = np.concatenate([[0], units.cumsum()])
+        sites, rows, counts = [np.zeros(0, np.int64)], [np.zeros((0, 12))], [np.zeros((3, 0))]
         for device, copy in self._copies.items():
-            count = sum(p.row.device == device for entry in self._measured for p in entry.parts)
-            host = copy.cpu().numpy()
-            rows[device] = iter(host[: 12 * count].reshape(count, 12))
-            counts[device] = host[12 * count :].astype(np.int64)
-        result = []
-        for entry in self._measured:
-            seen: list[NDArray[np.int64]] = []
-            kept: list[Floats] = []
-            for part in entry.parts:
-                device, start = part.row.device, places[part.row.device]
-                places[device] = end = start + part.counts.numel()
-                row = next(rows[device])
-                if not kept or row[_fallback.NUMEL] > 0:
-                    seen.append(counts[device][start:end])
-                    kept.append(row)
-            summed = seen[0] if len(seen) == 1 else np.sum(seen, axis=0)
-            result.append((summed.reshape(3, -1), np.array(kept)))
-        return result
+            places, host = self._places[device], copy.cpu().numpy()
+            sites.append(np.array(places))
+            rows.append(host[: 12 * len(places)].reshape(-1, 12))
+            counts.append(host[12 * len(places) :].reshape(3, -1))
+        site_of_part, of_parts = np.concatenate(sites), np.concatenate(counts, axis=1)
+        sizes = units[site_of_part]
+        shift = starts[site_of_part] - (sizes.cumsum() - sizes)
+        target = np.repeat(shift, sizes) + np.arange(of_parts.shape[1])
+        summed = [np.bincount(target, part, starts[-1]) for part in of_parts]  # exact below 2^53
+        rows_of_parts = np.concatenate(rows)
+        return _Host(
+            np.array(summed).astype(np.int64),
+            starts,
+            rows_of_parts,
+            site_of_part,
+            np.bincount(site_of_part, rows_of_parts[:, _fallback.NUMEL], len(units)).astype(float),
+        )
 
     def __len__(self) -> int:
         return len(self._measured)
@@ -186,15 +245,12 @@ class ActivationStats:
 
     @property
     def _counts(self) -> NDArray[np.int64]:
-        return self._table._host[self._place][0]
-
-    @property
-    def _parts(self) -> Floats:
-        return self._table._host[self._place][1]
+        host = self._table._host
+        return host.counts[:, host.starts[self._place] : host.starts[self._place + 1]]
 
     @property
     def _numel(self) -> int:
-        return int(self._parts[:, _fallback.NUMEL].sum())
+        return int(self._table._host.numel[self._place])
 
     # ---- what it is: nothing here waits for the device ----
 
@@ -246,7 +302,7 @@ class ActivationStats:
     @property
     def dead_units(self) -> int:
         """Units that no sample has activated: dead if this covers what the network is given."""
-        return _dead(self._counts, self._parts)
+        return int(self._table.dead_units[self._place])
 
     @property
     def dead_fraction(self) -> float:
@@ -272,9 +328,7 @@ class ActivationStats:
     @property
     def saturated_fraction(self) -> float:
         """Share of elements that are saturated; of softmax, share of positions. NaN if empty."""
-        if self._entry.kind.by_position:
-            return self.high_fraction
-        return int(self._counts[1:].sum()) / self._numel if self._numel else float("nan")
+        return float(self._table.saturated_fractions[self._place])
 
     @property
     def low_fraction(self) -> float:
@@ -317,9 +371,10 @@ class ActivationStats:
         )
 
 
-def _dead(counts: NDArray[np.int64], parts: Floats) -> int:
-    """Return how many units nothing has activated, none where nothing was counted."""
-    return int((counts[0] == 0).sum()) if parts[:, _fallback.NUMEL].any() else 0
+def _flat(parts: Sequence[UnitCounts]) -> Tensor:
+    """Return the rows and then the counts of parts on one device as one tensor."""
+    counts = torch.cat([part.counts for part in parts], 1)
+    return torch.cat([torch.cat([part.row for part in parts]), counts.view(-1).double()])
 
 
 def _cells(row: ActivationStats) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from gradstat._names import modules_of
 from gradstat.activations.calls import (
     ACTIVATIONS,
     attention_probabilities,
@@ -59,11 +60,13 @@ class Watcher(TorchFunctionMode):
         self._unit_dim = unit_dim
         self._attention = attention
         self._is_off = False
+        modules = modules_of(model)
+        self._modules = [module for _, module in modules]
         # A replica of data parallelism is another module with the same dict of hooks.
         self._names: dict[int, str] = {
-            id(vars(module).get("_forward_hooks")): name for name, module in model.named_modules()
+            id(vars(module).get("_forward_hooks")): prefix[:-1] for prefix, module in modules
         }
-        self._layers = Layers(model)
+        self._layers = Layers(modules)
         self._calls: Counter[str] = Counter()
         self._opaque: list[_Unseen] = []
         self.depth = 0
@@ -81,8 +84,8 @@ class Watcher(TorchFunctionMode):
                 mode.stop()
         self._opaque = [
             _Unseen(self, module)
-            for module in self.model.modules()
-            if is_compiled(module) or isinstance(module, _FUSED_IN_INFERENCE)
+            for module in self._modules
+            if isinstance(module, _FUSED_IN_INFERENCE) or is_compiled(module)
         ]
         for call in self._opaque:
             vars(call.module)["_compiled_call_impl"] = call

@@ -15,7 +15,7 @@ _NORMALISES = ("BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "RMSNorm")
 
 
 def input_rows(case: Case) -> Floats:
-    """Return the sampled rows of inputs, (n, features), or none."""
+    """Return the sampled rows of inputs that are finite, (n, features), or none."""
     arrays = [
         batch.inputs.reshape(len(batch.inputs), -1)
         for batch in case.run.batches
@@ -23,7 +23,17 @@ def input_rows(case: Case) -> Floats:
     ]
     width = arrays[0].shape[1] if arrays else 0
     alike = [array for array in arrays if array.shape[1] == width]
-    return np.concatenate(alike) if alike else np.zeros((0, 0))
+    rows = np.concatenate(alike) if alike else np.zeros((0, 0))
+    is_finite = np.isfinite(np.vdot(rows, rows))  # a single pass, and hardly ever another one
+    return rows if is_finite else rows[np.isfinite(rows).all(-1)]
+
+
+def _deviations(rows: Floats) -> Floats:
+    """Return the standard deviation of each column, exactly 0 where all rows are the same."""
+    centred = rows - rows[0]
+    centred -= centred.sum(0) / len(rows)
+    deviations: Floats = np.sqrt(np.einsum("ij,ij->j", centred, centred) / len(rows))
+    return deviations
 
 
 @dataclass(frozen=True)
@@ -76,11 +86,10 @@ class InputScale(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         rows = input_rows(case)
-        rows = rows[np.isfinite(rows).all(-1)] if rows.size else rows
         if rows.shape[0] < 2:
             return
-        rms = float(np.sqrt(np.mean(rows**2)))
-        deviations = rows.std(0)
+        rms = float(np.sqrt(np.vdot(rows, rows) / rows.size))
+        deviations = _deviations(rows)
         if not deviations.any():
             yield self._finding(
                 "every sampled row of the inputs is the same, so nothing can be told from them",
@@ -186,8 +195,9 @@ class Unshuffled(Rule):
 
 
 def _entropy(values: Floats) -> float:
-    _, counts = np.unique(values, return_counts=True)
-    shares = counts / counts.sum()
+    ordered = np.sort(values)
+    ends = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
+    shares = np.diff(ends, prepend=-1) / len(ordered)
     return float(-(shares * np.log(shares)).sum())
 
 

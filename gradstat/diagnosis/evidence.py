@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,7 @@ Floats = NDArray[np.float64]
 NUMEL, ZEROS, NANS, INFS, SUM, ABS_SUM, SQ_SUM, ABS_MAX, ABS_MIN, ROWS, DEAD_ROWS, L2 = range(12)
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """A parameter that is watched."""
 
     name: str
@@ -184,8 +184,7 @@ class ModelFacts:
     """Largest probability of a dropout module."""
 
 
-@dataclass(frozen=True)
-class Site:
+class Site(NamedTuple):
     """A place in the model where an activation function was seen, over a window of steps."""
 
     name: str

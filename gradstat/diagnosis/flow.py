@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -134,8 +135,7 @@ class Exploding(Rule):
             relative = run.probes.gradient_rms[:1] / run.probes.weight_rms[:1]
         matrices = relative[:, run.matrices] if len(run.matrices) else relative
         largest = float(np.nanmax(np.where(np.isfinite(matrices), matrices, 0), initial=0))
-        before = [float(np.median(norms[:k])) for k in range(5, len(norms))]
-        spread = max((float(n) / b for n, b in zip(norms[5:], before, strict=True)), default=1.0)
+        spread = _largest_jump(norms)
         if largest > self.grown:
             confidence = float(min(0.95, 0.75 + 0.05 * np.log10(largest / self.grown)))
             seen = Measure("gradient over weight", largest, threshold=self.grown)
@@ -330,6 +330,17 @@ class SparseGradients(Rule):
             "Duchi et al. 2011, Adaptive Subgradient Methods, section 1; AutoTrainer",
             tuple(case.run.layers[i].name for i in places),
         )
+
+
+def _largest_jump(norms: Floats, first: int = 5) -> float:
+    """Return the largest norm over the median of those before it, without the first ones; or 1."""
+    ordered = sorted(norms[:first].tolist())
+    jumps = []
+    for norm in norms[first:].tolist():
+        half = len(ordered) // 2
+        jumps.append(norm / ((ordered[half] + ordered[~half]) / 2))
+        insort(ordered, norm)
+    return max(jumps, default=1.0)
 
 
 def _total_norms(tables: Floats) -> Floats:

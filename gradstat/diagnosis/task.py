@@ -6,12 +6,13 @@ Classes or numbers, which loss, and what guessing would score.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradstat.diagnosis.evidence import Batch, Floats
 
@@ -110,10 +111,12 @@ class Task:
         # 0 agrees with whatever comes to nothing
         known = [b for b in self.paired if b.loss and math.isfinite(b.loss)]
         for name in LOSSES:
+            some = _agreement(known[:3], name)
+            if not any(map(np.any, some.values())):
+                continue
+            most = _agreement(known, name)
             for reduction in REDUCTIONS:
-                if not any(_agrees(batch, name, reduction) for batch in known[:3]):
-                    continue
-                if np.mean([_agrees(batch, name, reduction) for batch in known]) > 0.8:
+                if some[reduction].any() and most[reduction].mean() > 0.8:
                     values = np.median([batch.outputs.size for batch in known])  # type: ignore[union-attr]
                     if name in _BY_CLASS or name == "kl-div":
                         values /= max(1, self.n_classes)
@@ -129,7 +132,7 @@ class Task:
         if len(observed) < MIN_SCALED or np.std(observed) < MIN_SPREAD * abs(np.mean(observed)):
             return None
         for name in LOSSES:
-            means = np.array([_mean_loss(batch, name) for batch in known])
+            means = _losses(known, name).means
             if not np.isfinite(means).any() or (means == 0).all():
                 continue
             factors = observed / means
@@ -230,9 +233,15 @@ def _hits(outputs: Floats, targets: Floats, kind: Kind) -> Floats:
 
 def _picked(values: Floats, targets: Floats) -> Floats:
     """Return each row's value at its class, without rows whose class is ignored."""
-    rows = np.flatnonzero((targets >= 0) & (targets < values.shape[-1]))
-    picked: Floats = values[rows, targets[rows].astype(int)]
-    return picked
+    kept = _have_class(values, targets)
+    if not kept.all():
+        values, targets = values[kept], targets[kept]
+    return np.take_along_axis(values, targets[..., None].astype(int), -1)[..., 0]
+
+
+def _have_class(values: Floats, targets: Floats) -> NDArray[np.bool_]:
+    kept: NDArray[np.bool_] = (targets >= 0) & (targets < values.shape[-1])
+    return kept
 
 
 def _cross_entropy(outputs: Floats, targets: Floats) -> Floats:
@@ -300,35 +309,64 @@ LOSSES: dict[str, Callable[[Floats, Floats], Floats]] = {
 _BY_CLASS = ("cross-entropy", "nll", "log-of-probability")
 
 
-def _mean_loss(batch: Batch, name: str) -> float:
-    """Return a loss's mean over a sample; NaN where it does not take such outputs and targets."""
-    elements = _elements(batch, name)
-    return float(elements.mean()) if elements is not None and elements.size else math.nan
+AT_ONCE = 8192
+"""Outputs that a loss is computed of at once: 64 KB, which the memory of a call is reused for."""
 
 
-def _elements(batch: Batch, name: str) -> Floats | None:
-    outputs, targets = _rows([batch])[0]
-    has_classes = targets.ndim < outputs.ndim
-    if name != "cross-entropy" and has_classes != (name in _BY_CLASS):
-        return None
-    with np.errstate(all="ignore"):
-        return LOSSES[name](outputs, targets)
+class _Losses(NamedTuple):
+    """What one loss function makes of each of some samples; NaN where it does not take them."""
+
+    means: Floats
+    sums: Floats
+    errors: Floats
+    """Standard errors of the means, where not all samples are whole."""
 
 
-def _agrees(batch: Batch, name: str, reduction: Reduction) -> bool:
-    """Whether a loss of the sample's rows is the loss that was observed.
+def _losses(batches: Sequence[Batch], name: str) -> _Losses:
+    """Return a loss of the rows of each sample, of several samples of one shape at once."""
+    result = np.full((3, len(batches)), np.nan)
+    rows = _rows(batches)
+    for places in _alike(rows):
+        outputs, targets = (np.stack([rows[place][side] for place in places]) for side in (0, 1))
+        has_classes = targets.ndim < outputs.ndim
+        if name != "cross-entropy" and has_classes != (name in _BY_CLASS):
+            continue
+        parts = [(places, outputs, targets)]
+        if has_classes and not _have_class(outputs, targets).all():  # rows of them are left out
+            parts = [([place], *rows[place]) for place in places]
+        for chosen, *of_part in parts:
+            with np.errstate(all="ignore"):
+                elements = LOSSES[name](*of_part).reshape(len(chosen), -1)
+            if not elements.size:
+                continue
+            result[0, chosen], result[1, chosen] = elements.mean(1), elements.sum(1)
+            if not all(batches[place].is_whole for place in chosen):
+                result[2, chosen] = elements.std(1) / math.sqrt(elements.shape[1])
+    return _Losses(*result)
 
-    Of a part of the rows it is so within four standard errors of their mean.
+
+def _alike(rows: Sequence[tuple[Floats, Floats]]) -> Iterator[list[int]]:
+    """Yield the places of samples of one shape, as many at once as stay within a cache."""
+    by_shape: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for place, (outputs, targets) in enumerate(rows):
+        by_shape.setdefault((outputs.shape, targets.shape), []).append(place)
+    for (shape, _), places in by_shape.items():
+        count = max(1, AT_ONCE // max(1, math.prod(shape)))
+        yield from (places[start : start + count] for start in range(0, len(places), count))
+
+
+def _agreement(batches: Sequence[Batch], name: str) -> dict[Reduction, NDArray[np.bool_]]:
+    """Return for which samples a loss of their rows, its mean or sum, is what was observed.
+
+    Of a part of the rows the mean is so within four standard errors.
     """
-    assert batch.loss is not None
-    elements = _elements(batch, name)
-    if elements is None or elements.size == 0:  # every row is ignored
-        return False
+    observed = np.array([batch.loss for batch in batches], dtype=float)
+    is_whole = np.array([batch.is_whole for batch in batches], dtype=bool)
+    losses = _losses(batches, name)
+    allowed = LOSS_TOLERANCE * np.maximum(np.abs(observed), 1e-3)
     with np.errstate(all="ignore"):
-        value = elements.mean() if reduction == "mean" else elements.sum()
-        allowed = LOSS_TOLERANCE * max(abs(batch.loss), 1e-3)
-        if not batch.is_whole:
-            if reduction == "sum":
-                return False
-            allowed += 4 * elements.std() / math.sqrt(elements.size)
-        return bool(abs(value - batch.loss) <= allowed)
+        return {
+            "mean": np.abs(losses.means - observed)
+            <= allowed + np.where(is_whole, 0, 4 * losses.errors),
+            "sum": (np.abs(losses.sums - observed) <= allowed) & is_whole,
+        }

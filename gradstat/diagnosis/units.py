@@ -54,7 +54,8 @@ class DeadUnits(Rule):
         if len(run.matrices) < 2 or len(run.probes.steps) < 4:
             return ()
         largest = run.probes.gradients[case.late_probes, :, ABS_MAX]
-        names = [run.layers[i].name for i in run.matrices if (largest[:, i] == 0).all()]
+        is_silent = (largest == 0).all(0)
+        names = [run.layers[i].name for i in run.matrices if is_silent[i]]
         lives = bool((largest[:, run.matrices[-1] :] > 0).any())
         return tuple(names) if lives else ()
 

@@ -28,8 +28,7 @@ class NoGradient(Rule):
         probes, model = case.run.probes, case.run.model
         if len(probes.steps) < self.min_probes:
             return
-        missing = np.isnan(probes.gradients[..., NUMEL])
-        never = missing.all(0)
+        never = np.asarray(np.isnan(probes.gradients[..., NUMEL]).all(0))
         names = [layer.name for layer in case.run.layers]
         if model is not None and model.n_own == 0 and model.n_strangers:
             yield self._finding(
@@ -96,12 +95,11 @@ class NoGradient(Rule):
             )
         else:
             frozen_names = model.frozen if model is not None else ()
-            weights = [case.run.layers[i].name for i in case.run.matrices]
-            reached = [not missing[:, i].all() for i in case.run.matrices]
+            weights = [names[i] for i in case.run.matrices]
             silent = [
                 name
-                for name, is_reached in zip(weights, reached, strict=True)
-                if not is_reached and name not in frozen_names
+                for name, is_silent in zip(weights, never[case.run.matrices], strict=True)
+                if is_silent and name not in frozen_names
             ]
             if silent and len(silent) < len(weights):
                 matters = not case.learns or len(silent) >= self.many * len(weights)
@@ -120,8 +118,8 @@ class NoGradient(Rule):
                 )
 
     def _are_all_zero(self, case: Case) -> bool:
-        tables = np.nan_to_num(case.run.probes.gradients)
-        return not (tables[..., ABS_MAX] + tables[..., NANS] + tables[..., INFS]).any()
+        tables = case.run.probes.gradients
+        return not any(np.nan_to_num(tables[..., at]).any() for at in (ABS_MAX, NANS, INFS))
 
     def _is_shut(self, case: Case) -> bool:
         """Whether no weight gets a gradient, only biases and gains do."""

@@ -53,9 +53,7 @@ class Initialization(Rule):
         if len(run.matrices) == 0:
             return
         layers = [run.layers[i] for i in run.matrices]
-        trained = np.array([
-            np.isfinite(run.probes.gradients[:, i, NUMEL]).any() for i in run.matrices
-        ])  # fmt: skip
+        trained = np.isfinite(run.probes.gradients[:, run.matrices, NUMEL]).any(0)
         std = run.probes.weight_std[0, run.matrices]
         gains = std * np.sqrt([layer.fan_in for layer in layers])
         rms = run.probes.weight_rms[0, run.matrices]
