@@ -44,7 +44,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=positive, metavar="N", help="in a block, at least")
     parser.add_argument("--rounds", type=positive, metavar="N", help="blocks of each side")
     parser.add_argument(
-        "--seconds", type=positive_seconds, default=60.0, metavar="S", help="for each model, about (60)"
+        "--seconds",
+        type=positive_seconds,
+        default=60.0,
+        metavar="S",
+        help="for each model, about (60)",
     )
     parser.add_argument("--device", default="cpu", metavar="D", help="cpu (default), cuda, ...")
     parser.add_argument("--threads", type=positive, metavar="N", help="of torch on the CPU")
