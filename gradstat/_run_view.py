@@ -136,7 +136,7 @@ class RunView(Protocol):
 
     @property
     def dropped(self) -> int:
-        """Records that were lost on their way to the log."""
+        """Steps of which nothing was kept."""
 
 
 class MonitorLayer(NamedTuple):

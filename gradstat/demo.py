@@ -82,7 +82,7 @@ def run_demo(folder: Path, *, epochs: int = 20, seed: int = 0, plain: bool = Fal
         import_optional(package, purpose="the demo", install="'gradstat[demo]'")
     folder.mkdir(parents=True, exist_ok=True)
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
         print(f"1. {DEPTH} layers of sigmoids learn handwritten digits, with gradstat attached.\n")
         recipe = Recipe()
@@ -214,9 +214,20 @@ def _train(model: nn.Module, digits: Digits, log: Path, epochs: int, plain: bool
     return attempt
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Layers this small gain nothing from a second thread, and on a busy machine wait for it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _batches(digits: Digits) -> Iterator[tuple[Tensor, Tensor]]:
     order = torch.randperm(len(digits.train_labels))
-    for start in range(0, len(order), BATCH_SIZE):
+    for start in range(0, len(order) - BATCH_SIZE + 1, BATCH_SIZE):
         chosen = order[start : start + BATCH_SIZE]
         yield digits.train_images[chosen], digits.train_labels[chosen]
 

@@ -52,7 +52,7 @@ def plot_grad_flow(source: RunSource, ax: Any = None) -> Any:
         ax.set_yscale("log", nonpositive="mask")
     ax.set_ylabel("gradient")
     _label_layers(ax.xaxis, names, rotation=90)
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
     return ax
 
 

@@ -9,10 +9,12 @@ import subprocess
 import sys
 
 import pytest
+import run_logs
 import torch
 
 import gradstat
 from gradstat import cli, demo
+from gradstat.cli.command import strict_json
 from gradstat.errors import ArgumentValueError, GradstatError, MissingPackageError
 
 
@@ -35,6 +37,7 @@ def test_help_lists_every_command(capsys):
         (["nope"], "invalid choice: 'nope'"),
         (["config", "--yaml"], "unrecognized arguments: --yaml"),
         (["demo", "--epochs", "0"], "must be a whole number of at least 1, got '0'"),
+        (["bench", "--seconds", "nan"], "must be a number of seconds above 0, got 'nan'"),
         (["watch", "run.db", "--interval", "0"], "must be a number of seconds above 0, got '0'"),
     ],
 )
@@ -53,6 +56,40 @@ def test_config(capsys):
 def test_config_json(capsys):
     assert cli.main(["config", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == gradstat.get_config().to_dict()
+
+
+PRINTING = {
+    "config": [],
+    "show": ["run.db"],
+    "watch": ["run.db"],
+    "report": ["run.db"],
+    "compare": ["run.db", "run.db"],
+    "plot": ["clip", "run.db"],
+    "demo": [],
+    "bench": ["--model", "mlp"],
+}
+
+
+def test_every_command_has_its_json():
+    assert {command.name for command in cli.COMMANDS} == set(PRINTING)
+    parser = cli._parser()
+    for name, words in PRINTING.items():
+        flag = ["--json", "-"] if name == "bench" else ["--json"]
+        assert parser.parse_args([name, *words, *flag]).json
+
+
+def test_plot_as_json(capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    run = run_logs.write(tmp_path / "run.db", 5)
+    assert cli.main(["plot", "clip", str(run), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"figure": "clip", "file": str(tmp_path / "run-clip.png")}
+    assert (tmp_path / "run-clip.png").stat().st_size > 1000
+
+
+def test_json_in_text_is_strict():
+    told = json.loads(strict_json({"a": [float("nan")], "b": (1.5, float("-inf"))}))
+    assert told == {"a": [None], "b": [1.5, None]}
 
 
 def fail_with(monkeypatch, error):
@@ -130,13 +167,41 @@ def test_the_tour(capsys, tmp_path):
     assert re.search(r"^vanishing-gradient \(error", diagnosis, re.MULTILINE)
     for name in ("hidden1.weight", "hidden2.weight"):
         assert name in diagnosis
+    # Each epoch ends with a whole batch: its loss and norm compare with those of the others.
+    losses = re.findall(r"^epoch (?:1\d|20) of 20: loss ([\d.]+)", text, re.MULTILINE)
+    assert max(map(float, losses[11:])) < 1.0
     left = {path.name for path in folder.iterdir()}
     assert left == {"before.db", "after.db", "before.html", "after.html", "comparison.html"}
     for name in left:
         assert str(folder / name) in text
     with gradstat.open_run(folder / "before.db") as run:
         assert run.findings[0][1].code == "vanishing-gradient"
-        assert run.steps["step"][-1] == 440
+        assert run.steps["step"][-1] == 420
+
+
+@pytest.mark.usefixtures("packages")
+def test_the_tour_takes_one_thread_and_ends_as_json(monkeypatch, capsys, tmp_path):
+    threads = []
+
+    def train(model, digits, log, epochs, plain, *, real=demo._train):
+        threads.append(torch.get_num_threads())
+        return real(model, digits, log, epochs, plain)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr(demo, "_train", train)
+    try:
+        assert cli.main(["demo", "--folder", str(tmp_path), "--epochs", "14", "--json"]) == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1, 1]
+    text, tour = capsys.readouterr()
+    told = json.loads(text, parse_constant=pytest.fail)
+    assert told["before"]["findings"][0]["code"] == "vanishing-gradient"
+    assert told["after"]["accuracy"] > told["before"]["accuracy"]
+    assert sorted(map(str, tmp_path.glob("*.html"))) == sorted(told["pages"])
+    assert "2. What gradstat says of it" in tour
 
 
 @pytest.mark.usefixtures("one_thread", "packages")

@@ -94,3 +94,10 @@ def test_command(tmp_path, capsys):
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
     assert cli.main(["plot", "clip", str(run), "-o", str(tmp_path / "a.xyz")]) == 1
     assert cli.main(["plot", "pie", str(run)]) == 2
+
+
+def test_many_layers_are_drawn_without_a_warning(tmp_path):
+    names = tuple(f"layers.{n}.weight" for n in range(5000))
+    path = write(tmp_path / "run.db", 3, names, extras=False)
+    axes = gradstat.plot_grad_flow(path)
+    axes.figure.savefig(tmp_path / "flow.png", dpi=50)

@@ -318,3 +318,42 @@ def test_an_error_of_the_log_ends_it_and_not_the_training(
     assert warnings_of(caplog) == ["the run log failed and ends; the training goes on"]
     with gradstat.open_run(path) as run:
         assert run.steps["step"].tolist() == [1, 2, 3]
+
+
+# ---- a system without the locks of POSIX ---------------------------------------------------------
+
+WITHOUT_LOCKS = """
+import sys
+sys.modules["fcntl"] = None
+import torch
+import gradstat
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+try:
+    gradstat.attach(optimizer, model, log="new.db")
+except gradstat.RunLogError as error:
+    print(error)
+gradstat.attach(optimizer, model, log=gradstat.sinks.JsonLines("new.jsonl"))
+model(torch.ones(1, 2)).sum().backward()
+optimizer.step()
+gradstat.detach(optimizer)
+print(gradstat.open_run("old.db").status)
+"""
+
+
+def test_without_locks_all_but_writing_a_run_log_works(tmp_path: Path) -> None:
+    DatabaseSink(tmp_path / "old.db").close()
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LOCKS],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    said, status = done.stdout.splitlines()
+    assert "a run log must be written where files can be locked" in said
+    assert "JsonLines" in said
+    assert status == "interrupted"
+    assert not (tmp_path / "new.db").exists()
+    assert '"record":"step"' in (tmp_path / "new.jsonl").read_text().replace(" ", "")

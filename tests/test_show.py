@@ -123,6 +123,16 @@ def test_a_plain_terminal_gets_plain_characters(tmp_path):
     done.stdout.decode("ascii")
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_names_that_a_terminal_cannot_write_do_not_end_the_command(tmp_path, encoding):
+    path = run_logs.write(tmp_path / "run.db", names=run_logs.HOSTILE)
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "40"}
+    command = [sys.executable, "-m", "gradstat", "show", str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert "??" in done.stdout.decode(encoding)
+    assert max(map(len, done.stdout.decode(encoding).splitlines())) <= 40
+
+
 # ---- layers -------------------------------------------------------------------------------------
 
 

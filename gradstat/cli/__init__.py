@@ -7,6 +7,7 @@ looked at is not well (``show --fail-on``, ``watch`` of a run that broke off), 1
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has printed help (code 0) or what was wrong (code 2)
         return stop.code if isinstance(stop.code, int) else 2
     command: Command = arguments.command
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # no name of a layer is worth losing the answer
     try:
         code = command.run(arguments) or 0
         sys.stdout.flush()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gradstat.cli.command import Command, positive
+from gradstat.cli.command import Command, positive, positive_seconds, print_json, strict_json
 from gradstat.clipping import GlobalNorm
 from gradstat.errors import ArgumentValueError
 from gradstat.overhead import measure_overhead
@@ -45,7 +44,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=positive, metavar="N", help="in a block, at least")
     parser.add_argument("--rounds", type=positive, metavar="N", help="blocks of each side")
     parser.add_argument(
-        "--seconds", type=float, default=60.0, metavar="S", help="for each model, about (60)"
+        "--seconds",
+        type=positive_seconds,
+        default=60.0,
+        metavar="S",
+        help="for each model, about (60)",
     )
     parser.add_argument("--device", default="cpu", metavar="D", help="cpu (default), cuda, ...")
     parser.add_argument("--threads", type=positive, metavar="N", help="of torch on the CPU")
@@ -84,11 +87,11 @@ def _run(arguments: argparse.Namespace) -> None:
             reports.append({"model": name, **report.to_dict()})
             if arguments.json != "-":
                 print(f"\n{report.render()}", flush=True)
-    text = json.dumps({"format": 1, "reports": reports}, indent=2)
+    figures = {"format": 1, "reports": reports}
     if arguments.json == "-":
-        print(text)
+        print_json(figures)
     elif arguments.json is not None:
-        Path(arguments.json).write_text(f"{text}\n", encoding="utf-8")
+        Path(arguments.json).write_text(f"{strict_json(figures)}\n", encoding="utf-8")
 
 
 def _clip(text: str) -> Any:

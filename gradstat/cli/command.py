@@ -53,7 +53,12 @@ def positive_seconds(text: str) -> float:
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """Print plain values as strict JSON, in which NaN and Inf are null."""
-    print(json.dumps(_strict(value), indent=indent, allow_nan=False), flush=True)
+    print(strict_json(value, indent=indent), flush=True)
+
+
+def strict_json(value: Any, *, indent: int | None = 2) -> str:
+    """Return the text that `print_json` prints."""
+    return json.dumps(_strict(value), indent=indent, allow_nan=False)
 
 
 def _strict(value: Any) -> Any:

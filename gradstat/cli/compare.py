@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from gradstat.cli.command import Command
+from gradstat.cli.command import Command, print_json
 from gradstat.report import compare_runs
 
 
@@ -23,7 +22,7 @@ def _run(arguments: argparse.Namespace) -> None:
     comparison = compare_runs(arguments.first, arguments.second)
     saved = comparison.save(arguments.output) if arguments.output is not None else None
     if arguments.json:
-        print(json.dumps(comparison.to_dict(), indent=2))
+        print_json(comparison.to_dict())
     else:
         print(saved or comparison)
 

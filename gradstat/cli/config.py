@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from gradstat.cli.command import Command
+from gradstat.cli.command import Command, print_json
 from gradstat.config import get_config, show_config
 
 
@@ -15,7 +14,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     if arguments.json:
-        print(json.dumps(get_config().to_dict(), indent=2))
+        print_json(get_config().to_dict())
     else:
         show_config()
 

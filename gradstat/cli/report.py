@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from gradstat.cli.command import Command
+from gradstat.cli.command import Command, print_json
 from gradstat.report import make_report
 
 
@@ -24,11 +23,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     report = make_report(arguments.run)
-    if arguments.json and arguments.output is None:
-        print(json.dumps(report.to_dict(), indent=2))
-        return
-    saved = report.save(arguments.output or arguments.run.with_suffix(".html"))
-    print(json.dumps(report.to_dict(), indent=2) if arguments.json else saved)
+    saved = None
+    if arguments.output is not None or not arguments.json:
+        saved = report.save(arguments.output or arguments.run.with_suffix(".html"))
+    if arguments.json:
+        print_json(report.to_dict())
+    else:
+        print(saved)
 
 
 COMMAND = Command("report", "write a run's report as one HTML file", _add_arguments, _run)

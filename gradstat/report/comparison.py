@@ -113,7 +113,7 @@ def _key_numbers(a: Summary, b: Summary) -> list[tuple[str, str, str]]:
         ("Total norm at the last step", lambda s: number(s.final_norm)),
         ("Clip rate", lambda s: percent(s.clip_rate)),
         ("Skipped steps", lambda s: f"{s.skipped:,}"),
-        ("Dropped records", lambda s: f"{s.dropped:,}"),
+        ("Steps not kept", lambda s: f"{s.dropped:,}"),
         ("Layers", lambda s: f"{s.layers:,}"),
         ("Elements", lambda s: f"{s.parameters:,}"),
         ("Duration", lambda s: duration(s.seconds)),

@@ -105,7 +105,7 @@ def _key_numbers(summary: Summary) -> list[KeyNumber]:
             percent(summary.skipped / summary.steps) if summary.skipped and summary.steps else "",
             "warn" if summary.skipped else "",
         ),
-        KeyNumber("Dropped records", f"{summary.dropped:,}", "", "warn" if summary.dropped else ""),
+        KeyNumber("Steps not kept", f"{summary.dropped:,}", "", "warn" if summary.dropped else ""),
         KeyNumber("Layers", f"{summary.layers:,}", f"{plural(summary.parameters, 'element')}"),
     ]
 

@@ -34,7 +34,7 @@ class Summary:
 
     skipped: int
     dropped: int
-    """Records that were lost on the way to the run log."""
+    """Steps of which nothing was kept."""
 
     layers: int
     parameters: int

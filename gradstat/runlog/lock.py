@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
+import importlib.util
 import os
+import sys
 import time
 from pathlib import Path
 from weakref import WeakSet
 
 from gradstat.errors import RunLogError
+
+_HAS_LOCKS = importlib.util.find_spec("fcntl") is not None  # POSIX
+if _HAS_LOCKS:
+    import fcntl
 
 _SUFFIX = "-lock"
 _ATTEMPTS, _PAUSE = 10, 0.03
@@ -19,11 +24,16 @@ class WriterLock:
     """Keeps other writers from a file until `release`.
 
     Raises:
-        RunLogError: Another one writes it.
+        RunLogError: Another one writes it, or this system has no such locks.
         OSError: The lock cannot be made.
     """
 
     def __init__(self, path: Path) -> None:
+        if not _HAS_LOCKS:
+            raise RunLogError(
+                f"a run log must be written where fcntl can lock files, got {sys.platform}, which "
+                "has none; use log=gradstat.sinks.JsonLines(...), or Linux or macOS"
+            )
         self._path = path.with_name(path.name + _SUFFIX)
         for attempt in range(_ATTEMPTS):
             self._file = self._path.open("a+")
@@ -75,11 +85,14 @@ def _forget_all() -> None:
         lock.forget()
 
 
-os.register_at_fork(after_in_child=_forget_all)
+if _HAS_LOCKS:
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 def is_written(path: Path) -> bool:
     """Whether a process of this machine, or this one, writes the file."""
+    if not _HAS_LOCKS:
+        return False
     try:
         with path.with_name(path.name + _SUFFIX).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
