@@ -352,7 +352,7 @@ def test_without_locks_all_but_writing_a_run_log_works(tmp_path: Path) -> None:
         timeout=120,
     )
     said, status = done.stdout.splitlines()
-    assert "a run log must be written where files can be locked" in said
+    assert "a run log must be written where fcntl can lock files" in said
     assert "JsonLines" in said
     assert status == "interrupted"
     assert not (tmp_path / "new.db").exists()
