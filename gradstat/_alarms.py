@@ -21,6 +21,10 @@ STEPS_BETWEEN_LOOKS = 50
 _SAME_NORM = 1e-4
 """torch's clipping leaves ``c * n / (n + 1e-6)``: within 1e-4 of c for norms above 0.01."""
 
+_LEAST_LIMIT = 1e-5
+"""Norm below which nobody clips: limits in use lie between 0.01 and 100. A batch that has been
+learnt by heart leaves gradients far smaller, which are equal but for rounding."""
+
 
 class LateCopy:
     """A copy on the host that is asked for now and read when it is there: no step waits for it."""
@@ -145,7 +149,7 @@ def are_clipped(norms: NDArray[np.float64]) -> bool:
     last bit, or that creep in one direction, come from a loss that hardly changes.
     """
     level = constant_norm(norms)
-    if not level > 0:
+    if not level > _LEAST_LIMIT:
         return False
     at_level = norms[np.abs(norms - level) <= _SAME_NORM * level]
     change = np.diff(at_level)

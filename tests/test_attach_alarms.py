@@ -97,6 +97,7 @@ def noisy(level: float, count: int, spread: float) -> np.ndarray[Any, Any]:
 NORMS: dict[str, tuple[np.ndarray[Any, Any], bool]] = {
     "clipped": (noisy(1.0, 100, 1e-7), True),
     "mostly clipped": (np.concatenate([noisy(1.0, 60, 1e-7), np.linspace(0.1, 0.9, 40)]), True),
+    "learnt by heart": (noisy(6e-8, 100, 1e-7), False),
     "seldom clipped": (np.concatenate([noisy(1.0, 40, 1e-7), np.linspace(0.1, 0.9, 60)]), False),
     "too few": (noisy(1.0, 40, 1e-7), False),
     "noise": (noisy(1.0, 100, 1e-2), False),
