@@ -1,82 +1,20 @@
-"""Rules one by one: small runs that show a fault, and healthy ones that look like it."""
+"""Rules one by one: small runs that show a fault."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
+from diagnosed_runs import ROWS, LossFunction, classes, named, net, numbers, raised, train
 from torch import Tensor, nn
 from torch.nn import functional
 
 import gradstat
-from gradstat.diagnosis import Case, Finding
-
-LossFunction = Callable[[Tensor, Tensor], Tensor]
-ROWS = 512
+from gradstat.diagnosis import Case
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-def net(n_in: int = 8, n_out: int = 3) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(n_in, 24), nn.Tanh(), nn.Linear(24, n_out))
-
-
-def classes(n: int = 3) -> tuple[Tensor, Tensor]:
-    x = torch.randn(ROWS, 8)
-    return x, (x @ torch.randn(8, n)).argmax(1)
-
-
-def numbers(n: int = 1) -> tuple[Tensor, Tensor]:
-    x = torch.randn(ROWS, 8)
-    return x, torch.tanh(x @ torch.randn(8, n))
-
-
-def train(
-    model: nn.Module,
-    data: tuple[Tensor, Tensor],
-    loss_fn: LossFunction,
-    *,
-    steps: int = 120,
-    optimizer: torch.optim.Optimizer | None = None,
-    val: tuple[Tensor, Tensor] | None = None,
-    schedule: Callable[[int], float] | None = None,
-    see: tuple[str, ...] = ("inputs", "outputs", "targets", "loss"),
-) -> gradstat.Monitor:
-    """Train with batches of 32 and observe; validate every 12th step where there is a set."""
-    chosen = optimizer or torch.optim.Adam(model.parameters(), 0.01)
-    attached = gradstat.attach(chosen, model, diagnose=None)
-    monitor: gradstat.Monitor = attached.gradstat  # type: ignore[attr-defined]
-    base = [group["lr"] for group in chosen.param_groups]
-    x, y = data
-    for step in range(steps):
-        if schedule is not None:
-            for group, lr in zip(chosen.param_groups, base, strict=True):
-                group["lr"] = lr * schedule(step)
-        rows = torch.randint(len(x), (32,))
-        outputs = model(x[rows])
-        loss = loss_fn(outputs, y[rows])
-        seen = {"inputs": x[rows], "outputs": outputs, "targets": y[rows], "loss": loss}
-        monitor.observe(**{name: value for name, value in seen.items() if name in see})
-        chosen.zero_grad()
-        loss.backward()
-        chosen.step()
-        if val is not None and step % 12 == 11:
-            with torch.no_grad():
-                monitor.observe(val_loss=loss_fn(model(val[0]), val[1]))
-    monitor._kept_alive = attached  # type: ignore[attr-defined]
-    return monitor
-
-
-def raised(monitor: gradstat.Monitor) -> list[str]:
-    return [f.code for f in monitor.diagnose() if f.severity != "info"]
-
-
-def named(monitor: gradstat.Monitor, code: str) -> list[Finding]:
-    return [f for f in monitor.diagnose() if f.code == code and f.severity != "info"]
 
 
 # ---- which loss ----------------------------------------------------------------------------------
@@ -235,3 +173,146 @@ def test_weights_that_start_equal_are_named_though_the_run_learns() -> None:
         nn.init.constant_(layer.weight, 0.1)  # type: ignore[arg-type]
     monitor = train(model, classes(), functional.cross_entropy, steps=300)
     assert raised(monitor)[0] == "bad-initialization"
+
+
+# ---- rare, collapsed, rounded, dead, and too high though it learns ------------------------------
+
+
+def test_outputs_that_ignore_the_code_are_constant_predictions() -> None:
+    """A variational autoencoder whose divergence weighs so much that the code is given up."""
+    x = (torch.rand(ROWS, 16) < torch.linspace(0.1, 0.9, 16)).float()
+    x[:, :8] = x[:, 8:]
+
+    class Variational(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder = nn.Linear(16, 4), nn.Linear(2, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.mean, self.log_var = self.encoder(x).chunk(2, -1)
+            noise = torch.randn_like(self.mean)
+            result: Tensor = self.decoder(self.mean + noise * (self.log_var / 2).exp())
+            return result
+
+    def run(weight: float) -> list[str]:
+        model = Variational()
+
+        def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+            known = functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+            divergence = model.mean**2 + model.log_var.exp() - model.log_var - 1
+            return known.sum(-1).mean() + weight * divergence.sum(-1).mean() / 2
+
+        return raised(train(model, (x, x), loss_fn, steps=400))
+
+    assert run(100.0)[0] == "constant-predictions"
+    assert run(0.01) == []
+
+
+@pytest.mark.parametrize(("share", "is_found"), [(0.01, True), (0.4, False)])
+def test_pixels_so_rare_that_none_is_found_are_class_imbalance(
+    share: float, is_found: bool
+) -> None:
+    hidden = torch.randn(ROWS, 1, 8, 8)
+    pixels = (hidden > torch.quantile(hidden[:64], 1 - share)).float()
+    seen = hidden + 4 * torch.randn_like(hidden) if is_found else hidden
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 1, 1), nn.Flatten())
+    loss_fn: LossFunction = functional.binary_cross_entropy_with_logits
+    rate = torch.optim.Adam(model.parameters(), 0.03)
+    monitor = train(model, (seen, pixels.flatten(1)), loss_fn, steps=200, optimizer=rate)
+    assert ("class-imbalance" in raised(monitor)) is is_found
+    assert is_found or raised(monitor) == []
+
+
+def test_a_rate_that_is_too_high_is_named_though_the_run_learns() -> None:
+    x, y = classes()
+    model = net()
+    high = torch.optim.Adam(model.parameters(), 5.0)
+    monitor = train(model, (x, y), functional.cross_entropy, optimizer=high, val=(x, y), steps=200)
+    assert (Case(monitor.evidence()).skill or 0.0) > 0.3
+    assert raised(monitor)[0] == "lr-too-high"
+
+
+def test_gradients_of_nothing_but_rounding_vanish() -> None:
+    """A normalisation over a single number gives its offset whatever comes in."""
+    x, y = numbers()
+    model = nn.Sequential(nn.Linear(8, 1), nn.Tanh(), nn.Linear(1, 1))
+    loss_fn: LossFunction = lambda o, t: functional.mse_loss(o - 0.9999999 * o, t)  # noqa: E731
+    assert raised(train(model, (x, y), loss_fn))[0] == "vanishing-gradient"
+
+
+def test_classes_that_are_the_models_own_answers_are_zero_loss() -> None:
+    x, _ = classes()
+    model = net()
+    with torch.no_grad():
+        own = model(x).argmax(-1)
+    sgd = torch.optim.SGD(model.parameters(), 1e-3)
+    assert raised(train(model, (x, own), functional.cross_entropy, optimizer=sgd))[0] == "zero-loss"
+
+
+def test_an_output_that_is_dead_for_every_row_is_dead_units() -> None:
+    x, y = numbers()
+    model = nn.Sequential(*net(n_out=1), nn.ReLU())
+    nn.init.constant_(model[2].bias, -30.0)
+    assert raised(train(model, (x, y + 1), functional.mse_loss))[0] == "dead-units"
+
+
+def test_steps_that_died_of_a_high_rate_are_not_too_small() -> None:
+    model = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 3), nn.ReLU())
+    high = torch.optim.SGD(model.parameters(), 300.0)
+    x, y = classes()
+    codes = raised(train(model, (x, y), functional.cross_entropy, optimizer=high, val=(x, y)))
+    assert codes[0] in ("lr-too-high", "dead-units")
+    assert "lr-too-low" not in codes
+
+
+def test_losses_without_a_step_are_named() -> None:
+    model = net()
+    attached = gradstat.attach(torch.optim.SGD(model.parameters(), 0.1), model, diagnose=None)
+    for _ in range(100):
+        loss = model(torch.randn(4, 8)).square().mean()
+        attached.gradstat.observe(loss=loss)  # type: ignore[attr-defined]
+        loss.backward()
+        model.zero_grad()
+    assert raised(attached.gradstat) == ["parameters-not-updating"]  # type: ignore[attr-defined]
+
+
+def test_weights_that_are_frozen_at_random_are_why_nothing_is_learnt() -> None:
+    x = torch.randn(ROWS, 8)
+    y = (x[:, :4].prod(-1) > 0).long()
+    model = nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+    model[:4].requires_grad_(False)
+    monitor = train(model, (x, y), functional.cross_entropy, val=(x, y), steps=300)
+    assert raised(monitor)[0] == "parameters-not-updating"
+
+
+def test_a_linear_model_of_what_is_not_linear_underfits() -> None:
+    x = torch.randn(ROWS, 8)
+    y = (x.square().sum(-1) > 7.3).long()
+    fresh = torch.randn(ROWS, 8)
+    val = (fresh, (fresh.square().sum(-1) > 7.3).long())
+    model = nn.Linear(8, 2)
+    rate = torch.optim.Adam(model.parameters(), 0.03)
+    codes = raised(
+        train(model, (x, y), functional.cross_entropy, optimizer=rate, val=val, steps=300)
+    )
+    assert codes[0] in ("underfitting", "flat-loss")
+
+
+def test_a_recurrent_network_that_forgets_does_not_accuse_the_targets() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reader, self.head = nn.RNN(1, 12, batch_first=True), nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.head(self.reader(x)[0][:, -1])
+            return result
+
+    x = torch.randn(ROWS, 50, 1)
+    y = (x[:, 0, 0] > 0).long()
+    fresh = torch.randn(ROWS, 50, 1)
+    model = Reader()
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    monitor = train(model, (x, y), functional.cross_entropy, optimizer=sgd,
+                    val=(fresh, (fresh[:, 0, 0] > 0).long()), steps=200)  # fmt: skip
+    assert raised(monitor)[:1] != ["bad-targets"]

@@ -1,4 +1,4 @@
-"""Rules on what goes in: inputs and targets."""
+"""Rules on what goes in: inputs, their order, and how common each class is."""
 
 from __future__ import annotations
 
@@ -78,8 +78,9 @@ class InputScale(Rule):
     """Root mean square above which inputs are too large. Initialisations assume about 1 (He et al.
     2015, 1502.01852); DeepDiagnosis flags anything beyond [-1, 1], which standardised data is."""
 
-    small: float = 1e-3
-    """Root mean square below which inputs are too small: biases drown them."""
+    small: float = 1e-2
+    """Root mean square below which inputs are too small: torch's default biases are as large as
+    what comes of inputs of size one, so that they drown them."""
 
     unlike: float = 100.0
     """Ratio of the largest feature's deviation to the median one's, where the former is `large`."""
@@ -199,117 +200,6 @@ def _entropy(values: Floats) -> float:
     ends = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
     shares = np.diff(ends, prepend=-1) / len(ordered)
     return float(-(shares * np.log(shares)).sum())
-
-
-@dataclass(frozen=True)
-class TargetScale(Rule):
-    """Targets to be regressed that are far larger than what a network gives at first."""
-
-    codes = ("bad-targets",)
-    needs = ("outputs", "targets")
-
-    large: float = 10.0
-    """Root mean square of the targets above which the first gradients are too large."""
-
-    beyond: float = 10.0
-    """How many times the first outputs that has to be."""
-
-    def judge(self, case: Case) -> Iterator[Finding]:
-        task = case.task
-        if task.kind != "numbers" or "targets" in task.paired[0].integers or case.learns:
-            return
-        first = task.paired[0].outputs
-        targets = task.targets[np.isfinite(task.targets)]
-        if first is None or targets.size == 0:
-            return
-        rms = float(np.sqrt(np.mean(targets**2)))
-        first = first[np.isfinite(first)]
-        outputs = float(np.sqrt(np.mean(first**2))) if first.size else 0.0
-        if rms > self.large and rms > self.beyond * outputs:
-            yield Finding(
-                "bad-targets",
-                "error" if rms > 10 * self.large else "warning",
-                0.91 if task.loss is not None else 0.6,
-                f"the targets are {rms:.3g} in size and the first outputs {outputs:.2g}: the "
-                "loss and its "
-                "gradients start out of proportion to the weights",
-                (
-                    "standardise the targets: (y - mean) / std over the training set, and undo it "
-                    "when predicting",
-                    "or set the last layer's bias to the targets' mean",
-                ),
-                (
-                    Measure("root mean square of the targets", rms, threshold=self.large),
-                    Measure("root mean square of the first outputs", outputs),
-                ),
-                "Bishop 1995, Neural Networks for Pattern Recognition, section 8.2",
-            )
-
-
-@dataclass(frozen=True)
-class Leak(Rule):
-    """Integer targets that are the inputs: a text that is to predict itself."""
-
-    codes = ("bad-targets",)
-    needs = ("inputs", "targets")
-
-    min_values: int = 64
-
-    def judge(self, case: Case) -> Iterator[Finding]:
-        compared = 0
-        for batch in case.run.batches:
-            if batch.inputs is None or batch.targets is None:
-                continue
-            both_integers = {"inputs", "targets"} <= batch.integers
-            count = min(batch.inputs.size, batch.targets.size)
-            inputs, targets = batch.inputs.ravel()[:count], batch.targets.ravel()[:count]
-            if not both_integers or batch.shapes["inputs"] != batch.shapes["targets"]:
-                return
-            if (inputs != targets).any():
-                return
-            compared += count
-        if compared < self.min_values:
-            return
-        yield Finding(
-            "bad-targets",
-            "error",
-            0.93,
-            "the targets are the inputs: there is nothing to predict",
-            ("shift the targets by one: inputs = tokens[:, :-1], targets = tokens[:, 1:]",),
-            (Measure("targets that equal their inputs", 1.0, "share", threshold=1.0),),
-            "definition of a language model's loss",
-        )
-
-
-@dataclass(frozen=True)
-class ConstantTargets(Rule):
-    """Targets that are all the same."""
-
-    codes = ("bad-targets",)
-    needs = ("targets",)
-
-    min_values: int = 64
-
-    learnt: float = 0.1
-    """Last loss over the first, at most: a constant is learnt at once. One that is not is an
-    adversary's, as when a generator wants all its images taken for real."""
-
-    def judge(self, case: Case) -> Iterator[Finding]:
-        targets = case.task.targets
-        if targets.shape[:1] < (self.min_values,) or not (targets == targets[:1]).all():
-            return
-        is_learnt = case.loss is None or case.loss.last < self.learnt * abs(case.loss.first)
-        if case.task.kind == "unknown" or not is_learnt:
-            return
-        yield Finding(
-            "bad-targets",
-            "error",
-            0.85,
-            "every sampled target is the same, so there is nothing to learn but a constant",
-            ("check how the labels are made and joined to the inputs",),
-            (Measure("different targets", 1.0, threshold=2.0),),
-            "DeepCrime's operator on labels (Humbatova et al. 2021)",
-        )
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,13 @@ import numpy as np
 from gradstat.diagnosis.evidence import Batch, Floats
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.rule import Case, Rule
-from gradstat.diagnosis.task import LOSS_TOLERANCE
+from gradstat.diagnosis.task import LOSS_TOLERANCE, are_probabilities
 
 SOURCE = "documentation of torch.nn's loss functions; UMLAUT (Schoop et al. 2021)"
 
 
 def _finding(text: str, remedy: tuple[str, ...], confidence: float, *seen: Measure) -> Finding:
     return Finding("loss-output-mismatch", "error", confidence, text, remedy, seen, SOURCE)
-
-
-def _are_probabilities(rows: Floats) -> bool:
-    """Whether each row could be a softmax: none below 0, and a sum of 1."""
-    if rows.ndim != 2 or rows.shape[1] < 2 or not np.isfinite(rows).all():
-        return False
-    return bool(rows.min() >= 0 and (abs(rows.sum(-1) - 1) < 2e-2).all())
 
 
 @dataclass(frozen=True)
@@ -41,14 +34,14 @@ class ProbabilitiesAsLogits(Rule):
         if len(paired) < self.min_samples or task.loss is None:
             return
         outputs = [batch.outputs for batch in paired if batch.outputs is not None]
-        if task.loss.name == "kl-div" and all(map(_are_probabilities, outputs)):
+        if task.loss.name == "kl-div" and all(map(are_probabilities, outputs)):
             yield _finding(
                 "KLDivLoss is given probabilities where it takes their logarithms",
                 ("give it log_softmax(logits, dim=-1)",),
                 0.97,
                 Measure("smallest output", min(float(o.min()) for o in outputs), threshold=0.0),
             )
-        if task.loss.name == "cross-entropy" and all(map(_are_probabilities, outputs)):
+        if task.loss.name == "cross-entropy" and all(map(are_probabilities, outputs)):
             yield _finding(
                 "the outputs are probabilities already, and the cross-entropy takes the softmax "
                 "of them "
@@ -65,7 +58,7 @@ class ProbabilitiesAsLogits(Rule):
         in_range = all(o.min() >= 0 and o.max() <= 1 for o in outputs if np.isfinite(o).all())
         in_range = in_range and any(o.max() > 0.1 and o.std() > 0 for o in outputs)
         n_values = sum(o.size for o in outputs)
-        is_squashed = in_range and task.n_classes > 1 and not all(map(_are_probabilities, outputs))
+        is_squashed = in_range and task.n_classes > 1 and not all(map(are_probabilities, outputs))
         if task.loss.name == "cross-entropy" and is_squashed and n_values >= 128:
             yield _finding(
                 "the outputs lie between 0 and 1, as after a sigmoid, where the cross-entropy "
@@ -75,7 +68,7 @@ class ProbabilitiesAsLogits(Rule):
                 Measure("smallest output", min(float(o.min()) for o in outputs), threshold=0.0),
                 Measure("largest output", max(float(o.max()) for o in outputs), threshold=1.0),
             )
-        is_one_of_many = task.kind == "binary" and all(map(_are_probabilities, outputs))
+        is_one_of_many = task.kind == "binary" and all(map(are_probabilities, outputs))
         if is_one_of_many and task.loss.name == "bce" and (task.targets.sum(-1) != 1).any():
             yield _finding(
                 "each row of the outputs sums to 1, as after a softmax, where a row of the targets "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradstat.diagnosis.finding import Finding, Measure
-from gradstat.diagnosis.rates import ratios, shrunk_weights
+from gradstat.diagnosis.rates import shrunk_weights
 from gradstat.diagnosis.rule import Case, Rule
 
 
@@ -169,111 +169,6 @@ class Overfitting(Rule):
 
 
 @dataclass(frozen=True)
-class RandomTargets(Rule):
-    """Nothing is learnt that holds for other rows, though the run itself is in order."""
-
-    codes = ("bad-targets",)
-    needs = ("outputs", "targets", "loss")
-
-    reach: float = 0.3
-    """Updates over weights, times the steps: below that the run has not tried."""
-
-    unseen: float = 0.95
-    """Best validation loss over that of a guess, at least."""
-
-    falls: float = 0.05
-    """Fall over the second half of the run, over the last value: what still falls may yet learn."""
-
-    orderly: float = 1.5
-    """Largest loss over that of a guess, at most, in a run whose steps are no reason for it."""
-
-    def judge(self, case: Case) -> Iterator[Finding]:
-        run, shape, chance = case.run, case.loss, case.task.chance
-        if shape is None or chance is None or chance <= 0:
-            return
-        if len(case.task.shares) and case.task.shares[0] > 0.85:  # imbalance looks the same
-            return
-        val = run.val_loss
-        if val is not None and len(val.finite) >= 3:
-            if case.task.val_chance is None:
-                return
-            best = float(val.finite.min())
-            if not case.learns and 0.8 * chance < val.finite[0] < chance:
-                best *= chance / float(val.finite[0])  # the guess's own on these rows
-            half = val.finite[len(val.finite) // 2 :]
-            falls = half[0] - half[-1] > self.falls * abs(half[-1])
-        elif not case.may_be_adversary:
-            best = shape.best
-            falls = shape.still_falls
-        else:
-            return
-        reach = float(np.nanmean(ratios(case))) * run.step if len(run.probes.steps) else 0.0
-        if falls or best < self.unseen * chance or shape.last > 1.1 * chance or reach < self.reach:
-            return
-        yield Finding(
-            "bad-targets",
-            "warning",
-            0.7 if case.learns else 0.68 if shape.peak < self.orderly * chance else 0.5,
-            "the weights have moved far, but validation is never better than a guess: the targets "
-            "seem to have nothing to do with the inputs",
-            (
-                "look at some rows: does each target belong to its input?",
-                "check that inputs and targets are shuffled and split together",
-            ),
-            (
-                Measure("way of the weights", reach, "of their size", threshold=self.reach),
-                Measure("best validation loss over a guess", best / chance,
-                        threshold=self.unseen),
-            ),
-            "Zhang et al. 2017, 1611.03530",
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class NoisyTraining(Rule):
-    """A training loss that stays far above the validation loss: labels that only training has."""
-
-    codes = ("bad-targets",)
-    needs = ("loss", "val_loss", "outputs", "targets")
-
-    ratio: float = 0.8
-    """Validation over training loss, at most; without dropout they are alike or the former is
-    larger."""
-
-    left: float = 0.5
-    """Share of a guess's loss that is left in training and in validation, at least: labels of a
-    small share that are wrong do no harm."""
-
-    def judge(self, case: Case) -> Iterator[Finding]:
-        shape, val, model = case.loss, case.run.val_loss, case.run.model
-        if shape is None or val is None or len(val.finite) < 3 or case.task.kind != "classes":
-            return
-        if case.task.val_chance is None or case.left is None or case.left < self.left:
-            return
-        if model is None or model.dropout > 0 or shape.still_falls:
-            return
-        last = float(np.median(val.finite[-max(1, len(val.finite) // 5) :]))
-        if last > self.ratio * shape.last or last < self.left * case.task.val_chance:
-            return
-        yield Finding(
-            "bad-targets",
-            "warning",
-            0.65,
-            "the model does far better on the validation rows than on those that it is trained "
-            "on: some of the training labels seem to be wrong",
-            (
-                "look at the training rows with the largest loss: are their labels right?",
-                "if training inputs are distorted (augmentation, mixup), distort them less",
-            ),
-            (
-                Measure("validation over training loss", last / shape.last, threshold=self.ratio),
-                Measure("training loss over a guess", case.left, threshold=self.left),
-            ),
-            "Northcutt et al. 2021, 1911.00068; DeepCrime's operator on labels",
-        )
-
-
-@dataclass(frozen=True)
 class Underfitting(Rule):
     """A run that has stopped to improve with much of its loss left, and something that explains it.
 
@@ -292,6 +187,9 @@ class Underfitting(Rule):
 
     left_with_reason: float = 0.3
     """The same where something is seen that holds the model back."""
+
+    left_of_one: float = 0.9
+    """The same of a single linear layer, which is often all that is meant."""
 
     dropout: float = 0.7
     """Probability from which dropout takes too much; 0.5 is the largest in use (1207.0580)."""
@@ -332,12 +230,22 @@ class Underfitting(Rule):
 
     def _is_linear(self, case: Case) -> bool:
         run = case.run
-        if run.model is None or run.sites or len(run.matrices) < 2 or not run.activations_watched:
+        if run.model is None or run.sites or not len(run.matrices) or not run.activations_watched:
             return False
+        if len(run.matrices) == 1 and self._best_left(case) < self.left_of_one:
+            return False  # one that regresses is meant to be linear
         return all(
             name.startswith(("Linear", "Conv", "Flatten", "Identity", "Dropout", "BatchNorm"))
             for name in run.model.modules
         )
+
+    def _best_left(self, case: Case) -> float:
+        """Return the share of a guess's loss that is left, in training or in validation."""
+        val, chance = case.run.val_loss, case.task.val_chance
+        known = [] if case.left is None else [case.left]
+        if val is not None and val.finite.size and chance:
+            known.append(float(val.finite.min()) / chance)
+        return min(known, default=0.0)
 
     def _reason(self, case: Case) -> tuple[str, tuple[str, ...], float]:
         """Return what holds the model back, what to do, and how sure that is."""

@@ -11,6 +11,7 @@ from gradstat.diagnosis.curve import Shape
 from gradstat.diagnosis.evidence import L2
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.rule import Case, Rule, middle
+from gradstat.diagnosis.task import are_probabilities
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,11 @@ class ZeroLoss(Rule):
     def _scale(self, case: Case) -> float:
         if case.task.chance is not None:
             return case.task.chance
-        is_known = case.task.kind == "numbers" and case.task.targets.size
-        return float(np.mean(case.task.targets**2)) if is_known else 0.0
+        targets = case.task.targets
+        if case.task.kind != "numbers" or not targets.size:
+            return 0.0
+        # Distributions differ by about a nat.
+        return 1.0 if are_probabilities(targets) else float(np.mean(targets**2))
 
     def _are_own_answers(self, case: Case) -> bool:
         """Whether the first answers are all right though the model is not sure of them."""
@@ -106,7 +110,7 @@ class FlatLoss(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         shape = case.loss
-        if shape is None or case.learns or shape.first == 0:
+        if shape is None or case.learns or shape.first == 0 or case.is_adversary:
             return
         chance = case.task.chance
         # An offset is soon learnt, and is no more than a guess.
@@ -169,7 +173,7 @@ class Diverging(Rule):
                 0.9,
                 "the loss falls below 0 without end while the outputs grow: it has no lower bound",
                 ("check the loss for a missing maximum, absolute value, square, or its sign",),
-                (Measure("last loss", shape.last, threshold=-self.beneath * abs(shape.first)),),
+                (Measure("last loss", shape.last, threshold=-self.beneath * _size(shape)),),
                 "a proper loss has a lower bound",
             )
             return
@@ -190,7 +194,7 @@ class Diverging(Rule):
         if not shape.still_falls or len(known) < 4 or not case.is_supervised:
             return False
         first, last = (float(np.sqrt(np.mean(known[i] ** 2))) for i in (0, -1))
-        return shape.last < -self.beneath * abs(shape.first) and last > self.beneath * first
+        return shape.last < -self.beneath * _size(shape) and last > self.beneath * first
 
     def _finding(self, grown: float, steadily: bool) -> Finding:
         return Finding(
@@ -208,6 +212,11 @@ class Diverging(Rule):
             (Measure("last loss over the best", grown, threshold=self.above),),
             "TheDeepChecker (Ben Braiek and Khomh 2023)",
         )
+
+
+def _size(shape: Shape) -> float:
+    """Return the size that a loss begins with; its first value may be next to 0 by chance."""
+    return max(abs(shape.first), abs(shape.peak))
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,9 @@ class TooHigh(Rule):
     large: float = 0.1
     """Update over weight above which a step is no small correction (DeepDiagnosis)."""
 
+    died: float = 1e-5
+    """Median update over weight, below which large steps have left no gradient (DeepDiagnosis)."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         run, shape = case.run, case.loss
         ratio = ratios(case)
@@ -76,13 +79,16 @@ class TooHigh(Rule):
         lost = began and not np.isfinite(losses[-3:]).any()
         worse = shape is not None and shape.last > shape.first * 1.05
         unsettled = shape is not None and not case.is_settled and shape.best < 0.8 * shape.first
+        at_guess = self._is_no_better_than_a_guess(case)
+        has_died = largest > self.large and usual < self.died and at_guess
+        swings = usual > 0.003 and (unsettled or (rose and worse))
         if largest > 10 * self.large and (rose or lost or worse):
             confidence = 0.9
         elif (usual > self.large or largest > 3 * self.large) and (rose or lost or worse):
             confidence = 0.8
-        elif largest > 3 * self.large and self._is_no_better_than_a_guess(case):
+        elif largest > 3 * self.large and at_guess:
             confidence = 0.75 if rose else 0.6
-        elif usual > 0.003 and (unsettled or (rose and worse)) and case.is_judged_by_loss:
+        elif has_died or (swings and case.is_judged_by_loss):
             confidence = 0.7
         else:
             return
@@ -130,6 +136,9 @@ class TooLow(Rule):
     fair: float = 2e-3
     """Update over weight from which a loss that falls slowly has another reason than the rate."""
 
+    far: float = 1.0
+    """Reach from which steps that have become small did so because the gradients died."""
+
     min_steps: int = 30
 
     def judge(self, case: Case) -> Iterator[Finding]:
@@ -144,7 +153,12 @@ class TooLow(Rule):
         if not (gradients > 0).mean() > 0.5 or (usual == 0 and is_off):
             return
         reach = float(np.mean(ratio)) * run.step
-        stands = shape is not None and (abs(shape.fall) < 0.1 or self._has_ended(case, usual))
+        has_ended = self._has_ended(case, usual)
+        if reach > self.far and not has_ended:
+            return
+        stands = shape is not None and (
+            abs(shape.fall) < 0.1 or abs(shape.first - shape.last) < 3 * shape.noise or has_ended
+        )
         slow = usual < self.usual or reach < self.reach
         crawls = usual < self.fair and self._crawls(case)
         if not (slow and (stands or shape is None)) and not crawls:

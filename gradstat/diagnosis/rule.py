@@ -77,6 +77,21 @@ class Case:
         return self.task.kind == "binary" and self.run.val_loss is None
 
     @cached_property
+    def is_adversary(self) -> bool:
+        """Whether this is the critic of a GAN: real rows and made ones come in blocks.
+
+        In shuffled batches of two classes that does not happen.
+        """
+        if not self.may_be_adversary or len(self.task.paired) < 3:
+            return False
+        changes = [
+            np.count_nonzero(np.diff(batch.targets.ravel()))
+            for batch in self.task.paired
+            if batch.targets is not None
+        ]
+        return bool(max(changes) <= 1)
+
+    @cached_property
     def is_judged_by_loss(self) -> bool:
         """Whether the loss has to fall for a run to be well."""
         return self.is_supervised and not self.may_be_adversary

@@ -215,6 +215,13 @@ class Task:
         return float(1 - np.mean(errors**2) / variance)
 
 
+def are_probabilities(rows: Floats) -> bool:
+    """Whether each row could be a softmax: none below 0, and a sum of 1."""
+    if rows.ndim != 2 or rows.shape[1] < 2 or not np.isfinite(rows).all():
+        return False
+    return bool(rows.min() >= 0 and (abs(rows.sum(-1) - 1) < 2e-2).all())
+
+
 def log_softmax(rows: Floats) -> Floats:
     """Return the logarithm of the softmax of each row."""
     shifted: Floats = rows - rows.max(-1, keepdims=True)

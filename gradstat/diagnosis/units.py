@@ -26,8 +26,9 @@ class DeadUnits(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
-        dead = [site for site in run.sites if site.dead_units > self.share * site.units]
-        sites = [site for site in run.sites if site.units]
+        # What a softmax leaves out is not dead: it is shut by the others.
+        sites = [site for site in run.sites if site.units and site.kind != "softmax"]
+        dead = [site for site in sites if site.dead_units > self.share * site.units]
         if sites:
             if not dead:
                 return

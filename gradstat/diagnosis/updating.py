@@ -24,6 +24,13 @@ class NoGradient(Rule):
     many: float = 0.3
     """Share of the weights without a gradient that is worth a warning though the run learns."""
 
+    enough: float = 0.5
+    """Share of the weights that are trained, below which frozen ones may be why nothing is learnt.
+    """
+
+    left: float = 0.9
+    """Share of a guess's loss that is left then, at least."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         probes, model = case.run.probes, case.run.model
         if len(probes.steps) < self.min_probes:
@@ -59,14 +66,18 @@ class NoGradient(Rule):
                 Measure("parameters with a gradient", 0, threshold=1),
                 layers=tuple(names),
             )
-        elif model is not None and model.frozen and not case.learns and self._is_shut(case):
+        elif (
+            model is not None
+            and model.frozen
+            and (trained := self._trained_share(case)) < self.enough
+            and (not case.learns if trained == 0 else (case.left or 0.0) > self.left)
+        ):
             yield self._finding(
-                f"{len(model.frozen)} of the model's parameters are frozen, all its weights "
-                "among them, and "
-                "what is left cannot learn the task",
+                f"{len(model.frozen)} of the model's parameters are frozen, and the weights that "
+                "are left cannot learn the task",
                 ("set requires_grad=True on what is to be trained",),
-                0.9,
-                Measure("weights that are trained", 0, threshold=1),
+                0.9 if trained == 0 else 0.75,
+                Measure("share of the weights that is trained", trained, threshold=self.enough),
                 layers=model.frozen,
             )
         elif model is not None and model.forgotten:
@@ -118,14 +129,21 @@ class NoGradient(Rule):
                 )
 
     def _are_all_zero(self, case: Case) -> bool:
+        """Whether no gradient is anything but 0, and no layer is dead, which would explain it."""
+        if any(site.units and site.dead_units == site.units for site in case.run.sites):
+            return False
         tables = case.run.probes.gradients
         return not any(np.nan_to_num(tables[..., at]).any() for at in (ABS_MAX, NANS, INFS))
 
-    def _is_shut(self, case: Case) -> bool:
-        """Whether no weight gets a gradient, only biases and gains do."""
+    def _trained_share(self, case: Case) -> float:
+        """Return the share of the weights that get a gradient; biases and gains do not count."""
         run = case.run
         missing = np.isnan(run.probes.gradients[:, run.matrices, NUMEL])
-        return bool(missing.all())
+        reached = np.count_nonzero(~missing.all(axis=0))
+        watched = {layer.name for layer in run.layers}
+        frozen = [name for name in run.model.frozen if name not in watched] if run.model else []
+        total = len(run.matrices) + sum(name.endswith("weight") for name in frozen)
+        return float(reached) / max(total, 1)
 
     def _finding(
         self,
@@ -145,6 +163,34 @@ class NoGradient(Rule):
             (seen,),
             "SageMaker Debugger, UnchangedTensor",
             layers,
+        )
+
+
+@dataclass(frozen=True)
+class NoStep(Rule):
+    """Losses without a single step of the optimizer."""
+
+    codes = ("parameters-not-updating",)
+    needs = ("loss",)
+
+    losses: int = 64
+    """Losses from which that is no accumulation: few runs add up so many batches for a step."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        loss = case.run.loss
+        if loss is None or len(loss) < self.losses or case.run.step > 0:
+            return
+        yield Finding(
+            "parameters-not-updating",
+            "error",
+            0.97,
+            f"the loss has been observed {len(loss)} times, and the optimizer has not made a step",
+            (
+                "call optimizer.step() after loss.backward()",
+                "check that the optimizer that steps is the one that attach was given",
+            ),
+            (Measure("losses before the first step", len(loss), threshold=self.losses),),
+            "torch.optim's documentation, taking an optimization step",
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradstat.diagnosis.evidence import NUMEL, SUM
+from gradstat.diagnosis.evidence import NUMEL
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.rule import Case, Rule
 
@@ -43,7 +43,7 @@ class Initialization(Rule):
     residual branches or adapters start at 0, though the run learns."""
 
     bias: float = 3.0
-    """Mean magnitude of a bias that shuts or saturates its layer whatever comes in."""
+    """Root mean square of a bias that shuts or saturates its layer whatever comes in."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
@@ -89,10 +89,10 @@ class Initialization(Rule):
                 ),
             )
         biases = [i for i, layer in enumerate(run.layers) if len(layer.shape) == 1]
-        means = run.probes.weights[0, biases, SUM] / run.probes.weights[0, biases, NUMEL]
+        sizes = run.probes.weight_rms[0, biases]
         normal = np.array([not run.layers[i].module.endswith("Norm") for i in biases], bool)
-        off = [i for i, mean, n in zip(biases, means, normal, strict=True)
-               if n and abs(mean) > self.bias and i != biases[-1]]  # fmt: skip
+        off = [i for i, size, n in zip(biases, sizes, normal, strict=True)
+               if n and size > self.bias and i != biases[-1]]  # fmt: skip
         if off:
             yield self._finding(
                 "biases start so far from 0 that their units are shut or saturated whatever "
@@ -101,7 +101,7 @@ class Initialization(Rule):
                 0.7 * scale,
                 severity,
                 layers=[run.layers[i].name for i in off],
-                seen=Measure("largest mean of a bias", float(np.abs(means).max()),
+                seen=Measure("largest root mean square of a bias", float(np.nanmax(sizes)),
                              threshold=self.bias),
             )  # fmt: skip
 

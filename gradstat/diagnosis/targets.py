@@ -1,0 +1,253 @@
+"""Rules on targets: out of scale, without content, or with little to do with their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradstat.diagnosis.data import input_rows
+from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.rates import ratios
+from gradstat.diagnosis.rule import Case, Rule
+
+
+@dataclass(frozen=True)
+class TargetScale(Rule):
+    """Targets to be regressed that are far larger than what a network gives at first."""
+
+    codes = ("bad-targets",)
+    needs = ("outputs", "targets")
+
+    large: float = 10.0
+    """Root mean square of the targets above which the first gradients are too large."""
+
+    beyond: float = 10.0
+    """How many times the first outputs that has to be."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        task = case.task
+        if task.kind != "numbers" or "targets" in task.paired[0].integers or case.learns:
+            return
+        first = task.paired[0].outputs
+        targets = task.targets[np.isfinite(task.targets)]
+        if first is None or targets.size == 0:
+            return
+        rms = float(np.sqrt(np.mean(targets**2)))
+        first = first[np.isfinite(first)]
+        outputs = float(np.sqrt(np.mean(first**2))) if first.size else 0.0
+        if rms > self.large and rms > self.beyond * outputs:
+            yield Finding(
+                "bad-targets",
+                "error" if rms > 10 * self.large else "warning",
+                0.91 if task.loss is not None else 0.6,
+                f"the targets are {rms:.3g} in size and the first outputs {outputs:.2g}: the "
+                "loss and its "
+                "gradients start out of proportion to the weights",
+                (
+                    "standardise the targets: (y - mean) / std over the training set, and undo it "
+                    "when predicting",
+                    "or set the last layer's bias to the targets' mean",
+                ),
+                (
+                    Measure("root mean square of the targets", rms, threshold=self.large),
+                    Measure("root mean square of the first outputs", outputs),
+                ),
+                "Bishop 1995, Neural Networks for Pattern Recognition, section 8.2",
+            )
+
+
+@dataclass(frozen=True)
+class Leak(Rule):
+    """Integer targets that are the inputs: a text that is to predict itself."""
+
+    codes = ("bad-targets",)
+    needs = ("inputs", "targets")
+
+    min_values: int = 64
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        compared = 0
+        for batch in case.run.batches:
+            if batch.inputs is None or batch.targets is None:
+                continue
+            both_integers = {"inputs", "targets"} <= batch.integers
+            count = min(batch.inputs.size, batch.targets.size)
+            inputs, targets = batch.inputs.ravel()[:count], batch.targets.ravel()[:count]
+            if not both_integers or batch.shapes["inputs"] != batch.shapes["targets"]:
+                return
+            if (inputs != targets).any():
+                return
+            compared += count
+        if compared < self.min_values:
+            return
+        yield Finding(
+            "bad-targets",
+            "error",
+            0.93,
+            "the targets are the inputs: there is nothing to predict",
+            ("shift the targets by one: inputs = tokens[:, :-1], targets = tokens[:, 1:]",),
+            (Measure("targets that equal their inputs", 1.0, "share", threshold=1.0),),
+            "definition of a language model's loss",
+        )
+
+
+@dataclass(frozen=True)
+class ConstantTargets(Rule):
+    """Targets that are all the same."""
+
+    codes = ("bad-targets",)
+    needs = ("targets",)
+
+    min_values: int = 64
+
+    learnt: float = 0.1
+    """Last loss over the first, at most: a constant is learnt at once. One that is not is an
+    adversary's, as when a generator wants all its images taken for real."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        targets = case.task.targets
+        if targets.shape[:1] < (self.min_values,) or not (targets == targets[:1]).all():
+            return
+        is_learnt = case.loss is None or case.loss.last < self.learnt * abs(case.loss.first)
+        if case.task.kind == "unknown" or not is_learnt:
+            return
+        yield Finding(
+            "bad-targets",
+            "error",
+            0.85,
+            "every sampled target is the same, so there is nothing to learn but a constant",
+            ("check how the labels are made and joined to the inputs",),
+            (Measure("different targets", 1.0, threshold=2.0),),
+            "DeepCrime's operator on labels (Humbatova et al. 2021)",
+        )
+
+
+@dataclass(frozen=True)
+class RandomTargets(Rule):
+    """Nothing is learnt that holds for other rows, though the run itself is in order."""
+
+    codes = ("bad-targets",)
+    needs = ("outputs", "targets", "loss")
+
+    reach: float = 0.3
+    """Updates over weights, times the steps: below that the run has not tried."""
+
+    unseen: float = 0.95
+    """Best validation loss over that of a guess, at least."""
+
+    falls: float = 0.05
+    """Fall over the second half of the run, over the last value: what still falls may yet learn."""
+
+    orderly: float = 1.5
+    """Largest loss over that of a guess, at most, in a run whose steps are no reason for it."""
+
+    long: int = 30
+    """Steps of a sequence from which a recurrent network may forget what the target depends on, so
+    that nothing learnt says little of the targets (Bengio et al. 1994, doi:10.1109/72.279181)."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        run, shape, chance = case.run, case.loss, case.task.chance
+        if shape is None or chance is None or chance <= 0:
+            return
+        if len(case.task.shares) and case.task.shares[0] > 0.85:  # imbalance looks the same
+            return
+        val = run.val_loss
+        if val is not None and len(val.finite) >= 3:
+            if case.task.val_chance is None:
+                return
+            best = float(val.finite.min())
+            if not case.learns and 0.8 * chance < val.finite[0] < chance:
+                best *= chance / float(val.finite[0])  # the guess's own on these rows
+            half = val.finite[len(val.finite) // 2 :]
+            falls = half[0] - half[-1] > self.falls * abs(half[-1])
+        elif not case.may_be_adversary:
+            best = shape.best
+            falls = shape.still_falls
+        else:
+            return
+        reach = float(np.nanmean(ratios(case))) * run.step if len(run.probes.steps) else 0.0
+        if falls or best < self.unseen * chance or shape.last > 1.1 * chance or reach < self.reach:
+            return
+        if case.learns and shape.last > 0.9 * best:  # right, and not by heart: it may yet learn
+            return
+        confidence = 0.68 if shape.peak < self.orderly * chance else 0.5
+        yield Finding(
+            "bad-targets",
+            "warning",
+            0.7 if case.learns else 0.35 if self._may_forget(case) else confidence,
+            "the weights have moved far, but validation is never better than a guess: the targets "
+            "seem to have nothing to do with the inputs",
+            (
+                "look at some rows: does each target belong to its input?",
+                "check that inputs and targets are shuffled and split together",
+            ),
+            (
+                Measure("way of the weights", reach, "of their size", threshold=self.reach),
+                Measure("best validation loss over a guess", best / chance,
+                        threshold=self.unseen),
+            ),
+            "Zhang et al. 2017, 1611.03530",
+        )  # fmt: skip
+
+    def _may_forget(self, case: Case) -> bool:
+        """Whether a recurrent network reads long sequences."""
+        modules = case.run.model.modules if case.run.model is not None else ()
+        shapes = [batch.shapes.get("inputs", ()) for batch in case.run.batches]
+        rows = [batch.shapes.get("outputs", ())[:1] for batch in case.run.batches]
+        lengths = [
+            shape[1] if shape[:1] == row else shape[0]
+            for shape, row in zip(shapes, rows, strict=True)
+            if len(shape) >= 2
+        ]
+        is_recurrent = any(name.startswith(("RNN", "GRU", "LSTM")) for name in modules)
+        return is_recurrent and max(lengths, default=0) >= self.long
+
+
+@dataclass(frozen=True)
+class NoisyTraining(Rule):
+    """A training loss that stays far above the validation loss: labels that only training has."""
+
+    codes = ("bad-targets",)
+    needs = ("loss", "val_loss", "inputs", "outputs", "targets")
+
+    ratio: float = 0.8
+    """Validation over training loss, at most; without dropout they are alike or the former is
+    larger."""
+
+    left: float = 0.5
+    """Share of a guess's loss that is left in training and in validation, at least: labels of a
+    small share that are wrong do no harm."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        shape, val, model = case.loss, case.run.val_loss, case.run.model
+        if shape is None or val is None or len(val.finite) < 3 or case.task.kind != "classes":
+            return
+        if case.task.val_chance is None or case.left is None or case.left < self.left:
+            return
+        if model is None or model.dropout > 0 or shape.still_falls:
+            return
+        last = float(np.median(val.finite[-max(1, len(val.finite) // 5) :]))
+        if last > self.ratio * shape.last or last < self.left * case.task.val_chance:
+            return
+        rows = [row.tobytes() for row in input_rows(case)]
+        if len(set(rows)) == len(rows):  # no row comes again: augmentation or mixup makes them hard
+            return
+        yield Finding(
+            "bad-targets",
+            "warning",
+            0.65,
+            "the model does far better on the validation rows than on those that it is trained "
+            "on: some of the training labels seem to be wrong",
+            (
+                "look at the training rows with the largest loss: are their labels right?",
+                "if training inputs are distorted (augmentation, mixup), distort them less",
+            ),
+            (
+                Measure("validation over training loss", last / shape.last, threshold=self.ratio),
+                Measure("training loss over a guess", case.left, threshold=self.left),
+                Measure("different rows of inputs", len(set(rows)), f"of {len(rows)}"),
+            ),
+            "Northcutt et al. 2021, 1911.00068; DeepCrime's operator on labels",
+        )

@@ -1,0 +1,76 @@
+"""Small runs that are watched and diagnosed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import gradstat
+from gradstat.diagnosis import Finding
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+ROWS = 512
+
+
+def net(n_in: int = 8, n_out: int = 3) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(n_in, 24), nn.Tanh(), nn.Linear(24, n_out))
+
+
+def classes(n: int = 3) -> tuple[Tensor, Tensor]:
+    x = torch.randn(ROWS, 8)
+    return x, (x @ torch.randn(8, n)).argmax(1)
+
+
+def numbers(n: int = 1) -> tuple[Tensor, Tensor]:
+    x = torch.randn(ROWS, 8)
+    return x, torch.tanh(x @ torch.randn(8, n))
+
+
+def train(
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    loss_fn: LossFunction,
+    *,
+    steps: int = 120,
+    optimizer: torch.optim.Optimizer | None = None,
+    val: tuple[Tensor, Tensor] | None = None,
+    schedule: Callable[[int], float] | None = None,
+    distort: Callable[[Tensor], Tensor] = lambda x: x,
+    see: tuple[str, ...] = ("inputs", "outputs", "targets", "loss"),
+) -> gradstat.Monitor:
+    """Train with batches of 32 and observe; validate every 12th step where there is a set."""
+    chosen = optimizer or torch.optim.Adam(model.parameters(), 0.01)
+    attached = gradstat.attach(chosen, model, diagnose=None)
+    monitor: gradstat.Monitor = attached.gradstat  # type: ignore[attr-defined]
+    base = [group["lr"] for group in chosen.param_groups]
+    x, y = data
+    for step in range(steps):
+        if schedule is not None:
+            for group, lr in zip(chosen.param_groups, base, strict=True):
+                group["lr"] = lr * schedule(step)
+        rows = torch.randint(len(x), (32,))
+        inputs = distort(x[rows])
+        outputs = model(inputs)
+        loss = loss_fn(outputs, y[rows])
+        seen = {"inputs": inputs, "outputs": outputs, "targets": y[rows], "loss": loss}
+        monitor.observe(**{name: value for name, value in seen.items() if name in see})
+        chosen.zero_grad()
+        loss.backward()
+        chosen.step()
+        if val is not None and step % 12 == 11:
+            model.eval()
+            with torch.no_grad():
+                monitor.observe(val_loss=loss_fn(model(val[0]), val[1]))
+            model.train()
+    monitor._kept_alive = attached  # type: ignore[attr-defined]
+    return monitor
+
+
+def raised(monitor: gradstat.Monitor) -> list[str]:
+    return [f.code for f in monitor.diagnose() if f.severity != "info"]
+
+
+def named(monitor: gradstat.Monitor, code: str) -> list[Finding]:
+    return [f for f in monitor.diagnose() if f.code == code and f.severity != "info"]
