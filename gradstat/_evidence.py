@@ -118,7 +118,7 @@ def batch_of(sample: BatchSample) -> Batch:
         integers=frozenset(name for name, kept in tensors.items() if _is_integer(kept)),
         is_paired=sample.is_paired,
         is_whole=all(kept is not None and kept.is_whole for kept in pair),
-        loss=loss if loss is None or isinstance(loss, float) else _real(loss).item(),
+        loss=None if loss is None else float(curve_of([Observation(sample.step, loss)]).values[0]),
     )
 
 

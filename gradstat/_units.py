@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gradstat.errors import ArgumentValueError
+from gradstat.errors import ArgumentValueError, UnsupportedTensorError
 
 
 class ActiveRule(IntEnum):
@@ -52,7 +52,13 @@ def units_first(tensor: Tensor, unit_dim: int, name: str) -> Tensor:
 
     Raises:
         ArgumentValueError: It has no such dimension.
+        UnsupportedTensorError: It is complex, and no activation's rule is on complex numbers.
     """
+    if tensor.is_complex():
+        raise UnsupportedTensorError(
+            f"an activation must hold real numbers, got dtype {tensor.dtype} for {name}; pass "
+            "x.abs() for its magnitudes, or torch.view_as_real(x)"
+        )
     n_dims = max(tensor.dim(), 1)
     if not -n_dims <= unit_dim < n_dims:
         raise ArgumentValueError(

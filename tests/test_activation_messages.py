@@ -38,6 +38,12 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
     "x_int": (
         lambda: gradstat.activation_stats(X.long()), gradstat.UnsupportedTensorError,
         ["got dtype torch.int64 for x", "pass tensor.float()"]),
+    "x_complex": (
+        lambda: gradstat.activation_stats(X.to(torch.complex64)), gradstat.UnsupportedTensorError,
+        ["must hold real numbers, got dtype torch.complex64 for x", "pass x.abs()"]),
+    "unit_dim_of_another_shape": (
+        lambda: gradstat.activation_stats(X[0]), ArgumentValueError,
+        ["unit_dim must be a dimension of x, which has shape (3,), got 1; use -1"]),
     "unit_dim_out_of_range": (
         lambda: gradstat.activation_stats(X, unit_dim=2), ArgumentValueError,
         ["unit_dim must be a dimension of x, which has shape (2, 3), got 2"]),

@@ -111,7 +111,7 @@ def test_public_functions_say_whether_they_synchronise():
 # Lowest first. A module imports from lower layers alone: neither from above nor from beside.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_native",),
-    ("_html", "_stack", "errors"),
+    ("_html", "_json", "_stack", "errors"),
     ("_names", "_units"),
     (
         "_fallback",

@@ -241,9 +241,11 @@ def test_observe_takes_numbers_and_tensors() -> None:
 def test_a_loss_without_a_number_is_not_known() -> None:
     _, optimizer = attached()
     monitor = monitor_of(optimizer)
-    monitor.observe(loss=torch.ones((), device="meta"))
+    outputs = torch.ones(4, 2)
+    monitor.observe(loss=torch.ones((), device="meta"), outputs=outputs, targets=outputs)
     monitor.observe(loss=1.0)
     assert np.isnan(monitor.evidence().loss.values).tolist() == [True, False]
+    assert np.isnan(monitor.evidence().batches[0].loss)
 
 
 def test_what_was_observed_does_not_change_with_the_tensor() -> None:

@@ -37,8 +37,9 @@ def activation_stats(
 
     Raises:
         ArgumentTypeError: ``x`` is no tensor, or another argument has the wrong type.
-        ArgumentValueError: There is no such kind or dimension, or a bound does not fit.
-        UnsupportedTensorError: ``x`` holds no floating-point numbers in memory.
+        ArgumentValueError: There is no such kind, ``x`` has no dimension ``unit_dim``, or a bound
+            does not fit.
+        UnsupportedTensorError: ``x`` holds no real floating-point numbers in memory.
 
     Example:
         >>> stats = gradstat.activation_stats(torch.relu(hidden), "relu", unit_dim=-1)

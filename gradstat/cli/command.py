@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from gradstat._json import json_values
+
 
 @dataclass(frozen=True)
 class Command:
@@ -58,14 +60,4 @@ def print_json(value: Any, *, indent: int | None = 2) -> None:
 
 def strict_json(value: Any, *, indent: int | None = 2) -> str:
     """Return the text that `print_json` prints."""
-    return json.dumps(_strict(value), indent=indent, allow_nan=False)
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(name): _strict(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return json.dumps(json_values(value), indent=indent, allow_nan=False)

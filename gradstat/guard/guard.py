@@ -345,9 +345,11 @@ class Guard:
     def release(self) -> None:
         """Take back cuts of the learning rate and the ceiling of the norm, and act no more.
 
-        The run goes on from where it is. Steps with NaN or Inf are still skipped. Does not
-        synchronise.
+        The run goes on from where it is. Steps with NaN or Inf are still skipped. A second time
+        there is nothing left to do. Does not synchronise.
         """
+        if self.actions and self.actions[-1].action == "release":
+            return
         before = {"lr_factor": self.lr_factor, "max_norm": self._monitor._clipper.ceiling}
         scale_rates(self._state.optimizer, self._schedulers, 1 / self.lr_factor)
         self._monitor._clipper.ceiling = None
@@ -369,7 +371,7 @@ class Guard:
         state["step"] = self._monitor.step
         state["lr_factor"] = self.lr_factor
         state["max_norm"] = self._monitor._clipper.ceiling
-        state["actions"] = self.to_list()
+        state["actions"] = [dict(vars(action)) for action in self.actions]
         self.snapshot_bytes = size_of(state)
         self._snapshot_at = self._steps
         try:
@@ -411,7 +413,7 @@ class Guard:
         return self._monitor.step
 
     def to_list(self) -> list[dict[str, Any]]:
-        """Return `actions` as plain values, fit for JSON."""
+        """Return `actions` as plain values, fit for strict JSON; None is NaN or Inf."""
         return [action.to_dict() for action in self.actions]
 
     def __repr__(self) -> str:

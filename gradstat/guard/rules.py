@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from gradstat._json import json_values
 from gradstat.diagnosis.finding import Finding
 from gradstat.errors import ArgumentTypeError, ArgumentValueError
 
@@ -157,8 +158,8 @@ class GuardAction:
     after: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values, fit for JSON."""
-        return dict(vars(self))
+        """Return the fields as plain values, fit for strict JSON; None is NaN or Inf."""
+        return dict(json_values(vars(self)))
 
     def __str__(self) -> str:
         cause = f"because of {self.cause}: {self.because}" if self.cause else self.because

@@ -60,17 +60,6 @@ def fill(template: str, names: Sequence[str], figures: Iterable[Figure], **value
     return html
 
 
-def json_values(value: Any) -> Any:
-    """Return plain values fit for JSON, which knows no NaN and no Inf: they become None."""
-    if isinstance(value, dict):
-        return {str(key): json_values(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_values(inner) for inner in value]
-    if isinstance(value, float) and value - value != 0.0:
-        return None
-    return value
-
-
 def _printed(value: Any) -> Any:
     """Return text without what would turn or hide the rest of the page; markup as it is."""
     return printable(" ".join(value.split())) if type(value) is str else value

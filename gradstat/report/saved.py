@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from gradstat._json import json_values
 from gradstat.errors import ArgumentValueError
-from gradstat.report.page import json_values
 
 
 class Report:

@@ -97,8 +97,6 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    if hasattr(value, "to_dict"):
-        return _plain(value.to_dict())
     if hasattr(value, "__dataclass_fields__"):
         return _plain(vars(value))
     return str(value)
