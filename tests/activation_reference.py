@@ -82,6 +82,8 @@ REFERENCES: dict[str, Reference] = {
         ambiguous=0.0421,
     ),
     "hardswish": Reference(functional.hardswish, nonzero),
+    "hardshrink": Reference(functional.hardshrink, nonzero),
+    "softshrink": Reference(functional.softshrink, nonzero),
     "hardtanh": Reference(
         functional.hardtanh, nonzero, low=lambda y: y <= -1, high=lambda y: y >= 1, flat=0.0
     ),

@@ -81,6 +81,13 @@ FORMS = {
     "x.sigmoid_": (Calls(lambda x: x.clone().sigmoid_()), "sigmoid"),
     "x.softmax": (Calls(lambda x: x.softmax(dim=1)), "softmax"),
     "x.log_softmax": (Calls(lambda x: x.log_softmax(1)), "log_softmax"),
+    "nn.Hardshrink": (nn.Hardshrink(), "hardshrink"),
+    "nn.Softshrink": (nn.Softshrink(), "softshrink"),
+    "aten.relu": (Calls(torch.ops.aten.relu), "relu"),
+    "aten.relu.default": (Calls(torch.ops.aten.relu.default), "relu"),
+    "aten.sigmoid_.default": (Calls(lambda x: torch.ops.aten.sigmoid_.default(x * 1)), "sigmoid"),
+    "aten.hardtanh.default": (Calls(lambda x: torch.ops.aten.hardtanh(x, 0.0, 6.0)), "relu6"),
+    "aten._softmax.default": (Calls(lambda x: torch.ops.aten._softmax(x, 1, False)), "softmax"),
 }
 
 
@@ -112,6 +119,42 @@ def test_every_form_of_a_call_is_seen_once(module, kind):
         direct = gradstat.activation_stats(output, kind)
         assert row.active_counts.tolist() == direct.active_counts.tolist()
         assert row.saturated_fraction == direct.saturated_fraction
+
+
+CLAMPS = {
+    "torch.clamp": lambda x: torch.clamp(x, min=0),
+    "x.clamp": lambda x: x.clamp(0),
+    "x.clamp_": lambda x: (x * 1).clamp_(min=0.0),
+    "x.clip": lambda x: x.clip(0, None),
+    "x.clamp_min": lambda x: x.clamp_min(0),
+    "torch.clamp_min_": lambda x: torch.clamp_min_(x * 1, 0),
+    "aten.clamp_min.default": lambda x: torch.ops.aten.clamp_min.default(x, 0),
+}
+
+
+@pytest.mark.parametrize("clamp", CLAMPS.values(), ids=CLAMPS)
+def test_a_clamp_at_zero_is_a_relu(clamp):
+    x = torch.randn(5, 3).requires_grad_()
+    row = seen(Calls(clamp), x)["relu#0"]
+    assert row.active_counts.tolist() == (x > 0).sum(0).tolist()
+    assert len(seen(Calls(clamp), x.detach())) == 0
+
+
+ARITHMETIC = {
+    "other_limit": lambda x: x.clamp(min=1e-6),
+    "two_limits": lambda x: x.clamp(0, 1),
+    "from_above": lambda x: x.clamp(max=0),
+    "tensor": lambda x: x.clamp(min=torch.zeros(())),
+    "maximum": lambda x: torch.maximum(x, torch.zeros(3)),
+    "glu": lambda x: functional.glu(torch.cat([x, x], 1)),
+    "tanhshrink": functional.tanhshrink,
+    "complex": lambda x: torch.complex(x, x).tanh(),
+}
+
+
+@pytest.mark.parametrize("function", ARITHMETIC.values(), ids=ARITHMETIC)
+def test_what_is_documented_as_unseen(function):
+    assert len(seen(Calls(function), torch.randn(5, 3).requires_grad_())) == 0
 
 
 def test_every_kind_but_the_identity_can_be_seen():

@@ -26,10 +26,35 @@ ACTIVATIONS |= {
     "softmin": KINDS["softmax"],
     "gumbel_softmax": KINDS["softmax"],
     "special_log_softmax": KINDS["log_softmax"],
+    "_softmax": KINDS["softmax"],
+    "_log_softmax": KINDS["log_softmax"],
 }
-"""Kinds by ``__name__`` of the torch functions and tensor methods that compute them."""
+_CLAMPS = ("clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_")
+ACTIVATIONS |= dict.fromkeys(_CLAMPS, KINDS["relu"])
+"""Kinds by `name_of` the torch functions and tensor methods that compute them."""
 
 Arguments = Mapping[str, Any]
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return a torch function's ``__name__``, of an operator such as ``aten.relu.default`` too."""
+    name: str = getattr(function, "__name__", "")
+    return name.partition(".")[0]
+
+
+def is_activation(name: str, args: Sequence[Any], kwargs: Arguments, output: Any) -> bool:
+    """Whether a call of a function of this name is one of an activation.
+
+    A clamp is a ReLU where its one limit is 0 and a gradient passes; others are as often arithmetic
+    with boxes, norms and ratios.
+    """
+    if name not in ACTIVATIONS or not isinstance(output, Tensor) or output.is_nested:
+        return False
+    if name not in _CLAMPS:
+        return True
+    low, high = (*args[1:3], None, None)[:2]
+    low, high = kwargs.get("min", low), kwargs.get("max", high)
+    return output.requires_grad and isinstance(low, int | float) and low == 0 and high is None
 
 
 def bounds_of(kind: Kind, args: Sequence[Any], kwargs: Arguments) -> tuple[Kind, Bounds]:

@@ -18,6 +18,8 @@ from gradstat.activations.calls import (
     ACTIVATIONS,
     attention_probabilities,
     bounds_of,
+    is_activation,
+    name_of,
     summed_dim,
 )
 from gradstat.activations.kinds import KINDS
@@ -148,9 +150,9 @@ class Watcher(TorchFunctionMode):
     def _see(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
     ) -> None:
-        name = getattr(func, "__name__", "")
-        if name in ACTIVATIONS:
-            if isinstance(output, Tensor) and not (output.is_nested or in_backward()):
+        name = name_of(func)
+        if is_activation(name, args, kwargs, output):
+            if not in_backward():
                 self._see_activation(name, args, kwargs, output)
         elif self._attention and not in_backward():
             with torch.no_grad():
