@@ -42,7 +42,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def test_fifty_kills_lose_nothing_that_was_committed(path: Path) -> None:
     subprocess.run(
-        [sys.executable, str(HERE / "killed_training.py"), str(path), "50"], check=True, timeout=300
+        [sys.executable, str(HERE / "killed_training.py"), str(path), "50"], check=True, timeout=900
     )
 
 
@@ -128,6 +128,74 @@ def test_the_training_goes_on_when_the_disk_is_full(
         assert run.status == "interrupted"
         assert 10 <= len(run.steps["step"]) < 200
         assert run._rows("PRAGMA integrity_check") == [("ok",)]
+
+
+def test_the_log_goes_on_when_the_disk_has_room_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pump, "RETRY", 0.0)
+    monkeypatch.setattr(pump, "RETRIES", 10**6)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    model, optimizer = attached(path, log_every=1)
+    log = monitor_of(optimizer).log
+    assert log is not None
+    train(model, optimizer, 5)
+    log.flush()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        for start in range(5, 105, 10):
+            train(model, optimizer, 10, start)
+            log.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    train(model, optimizer, 10, 105)
+    gradstat.detach(optimizer)
+    assert len(warnings_of(caplog)) == 1
+    with gradstat.open_run(path) as run:
+        assert run.status == "finished"
+        assert len(run.sessions) > 1
+        steps = run.steps["step"].tolist()
+        assert steps[:5] + steps[-10:] == [*range(1, 6), *range(106, 116)]
+        assert run.dropped == 115 - len(steps) > 0
+        assert set(run.table("l2")[0]) <= set(steps)
+        assert {session.hidden_from for session in run.sessions[:-1]} <= set(steps)
+        assert run.id == log.run_id
+
+
+def test_a_disk_that_stays_full_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump, "RETRY", 0.0)
+    calls: list[float] = []
+
+    def fail(sink: DatabaseSink, *_: object) -> None:
+        calls.append(0.0)
+        raise gradstat.RunLogError("no room")
+
+    monkeypatch.setattr(DatabaseSink, "flush", fail)
+    model, optimizer = attached(path)
+    log = monitor_of(optimizer).log
+    assert log is not None
+    for start in range(20):
+        train(model, optimizer, 1, start)
+        log.flush()
+    assert len(calls) == 1 + pump.RETRIES
+
+
+def test_names_that_no_file_holds_are_escaped(path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    model = torch.nn.Sequential()
+    model.add_module("a\ud800", torch.nn.Linear(2, 2))
+    model.add_module("b\udfff", torch.nn.ReLU())
+    logs = [path, gradstat.sinks.TensorBoard(path.with_suffix(".events"))]
+    optimizer = gradstat.attach(sgd(model), model, log=logs, log_every=1)
+    model(torch.ones(1, 2)).sum().backward()
+    monitor_of(optimizer).observe(**{"c\udc00": 1.0})
+    optimizer.step()
+    gradstat.detach(optimizer)
+    with gradstat.open_run(path) as run:
+        assert run.status == "finished"
+        assert run.names == (r"a\ud800.weight", r"a\ud800.bias")
+        assert list(run.scalars) == [r"c\udc00"]
+        assert list(run.activations) == [r"b\udfff/relu#0"]
 
 
 UNWRITABLE = ["/proc/run.db", "/dev/null/run.db"]

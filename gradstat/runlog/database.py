@@ -50,6 +50,21 @@ class DatabaseSink(Sink):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser().absolute()
+        self.run_id = ""
+        self._dropped = self._dropped_before = 0
+        self._has_gap = False
+        self._connect()
+
+    def reopen(self) -> None:
+        """Go on after a failure, as a further session; steps lost meanwhile count as dropped.
+
+        Raises:
+            RunLogError: As when it was made.
+        """
+        self._connect()
+        self._has_gap = True
+
+    def _connect(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = WriterLock(self.path)
@@ -72,7 +87,6 @@ class DatabaseSink(Sink):
             raise
         self._session = 0
         self._has_stepped = False
-        self._dropped = self._dropped_before = 0
         self._layers: list[int] = []
 
     def _open(self) -> str:
@@ -90,7 +104,7 @@ class DatabaseSink(Sink):
         if is_new:
             schema.create(connection)
         found = connection.execute("SELECT id FROM run").fetchone()
-        return found[0] if found else uuid.uuid4().hex
+        return found[0] if found else self.run_id or uuid.uuid4().hex
 
     def _failure(self, error: Exception) -> RunLogError:
         return RunLogError(
@@ -162,9 +176,19 @@ class DatabaseSink(Sink):
 
     def _note_dropped(self, record: DroppedRecord | RunEnd) -> None:
         self._dropped = record.dropped
+        self._update_dropped()
+
+    def _note_gap(self, step: int) -> None:
+        """Count the steps between the last one that is in the file and this one as dropped."""
+        (last,) = self._connection.execute("SELECT ifnull(max(step), 0) FROM steps").fetchone()
+        self._dropped_before -= max(step - last - 1, 0)
+        self._has_gap = False
+        self._update_dropped()
+
+    def _update_dropped(self) -> None:
         self._connection.execute(
             "UPDATE sessions SET dropped = ? WHERE session = ?",
-            (record.dropped - self._dropped_before, self._session),
+            (self._dropped - self._dropped_before, self._session),
         )
 
     def _name_layers(self, record: LayersRecord) -> None:
@@ -185,6 +209,8 @@ class DatabaseSink(Sink):
         self._layers = [numbers[name] for name in record.names]
 
     def _step(self, record: StepRecord) -> None:
+        if self._has_gap:
+            self._note_gap(record.step)
         if not self._has_stepped:
             self._has_stepped = True
             self._connection.execute(

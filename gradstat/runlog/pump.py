@@ -9,10 +9,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
+from typing import Any
 
 from gradstat.errors import GradstatError
-from gradstat.records import DroppedRecord, Record, RunEnd, Sink
+from gradstat.records import DroppedRecord, LayersRecord, Record, RunEnd, RunStart, Sink
+from gradstat.runlog.database import DatabaseSink
 from gradstat.runlog.step import StepCopy
 
 INTERVAL = 0.5
@@ -24,6 +27,11 @@ MAX_BYTES = 64 << 20
 
 PATIENCE = 30.0
 """Seconds that `Pump.close` waits for the sinks."""
+
+RETRY = 15.0
+RETRIES = 10
+"""A database that cannot be written is tried again so many times, first after so many seconds, then
+after twice as many: over four hours in all."""
 
 _logger = logging.getLogger("gradstat")
 
@@ -49,6 +57,13 @@ class Pump:
         """Steps that found the queue full."""
 
         self._told_dropped = 0
+        self._heads: dict[type, Record] = {}
+        """What a database needs to hear first when it is opened again."""
+
+        self._failures: dict[DatabaseSink, int] = {}
+        self._due: dict[DatabaseSink, float] = {}
+        """When each one that failed is tried again, on the clock of `time.monotonic`."""
+
         self._thread = threading.Thread(target=self._run, name="gradstat-log", daemon=True)
         self._thread.start()
 
@@ -72,7 +87,8 @@ class Pump:
 
     @property
     def _is_idle(self) -> bool:
-        return self._is_closing or not self._sinks or os.getpid() != self._process
+        has_none = not (self._sinks or self._due)
+        return self._is_closing or has_none or os.getpid() != self._process
 
     def flush(self) -> None:
         """Wait until the sinks have kept all records so far."""
@@ -107,6 +123,9 @@ class Pump:
             self._wake.wait(INTERVAL)
             self._wake.clear()
             is_last = self._is_closing
+            for sink, due in list(self._due.items()):
+                if time.monotonic() >= due:
+                    self._reopen(sink)
             waiting = self._empty_queue()
             if self.dropped > self._told_dropped:
                 self._tell_dropped()
@@ -144,8 +163,19 @@ class Pump:
             self._write(record)
 
     def _write(self, record: Record) -> None:
+        if isinstance(record, RunStart | LayersRecord):
+            self._heads[type(record)] = record
         for sink in list(self._sinks):
-            self._attempt(sink, partial(sink.write, record))
+            self._attempt(sink, partial(_write_to, sink, record))
+
+    def _reopen(self, sink: DatabaseSink) -> None:
+        """Let a database go on, as a further session of its run."""
+        del self._due[sink]
+        self._sinks.append(sink)
+        self._attempt(sink, sink.reopen)
+        for record in self._heads.values():
+            if sink in self._sinks:
+                self._attempt(sink, partial(_write_to, sink, record))
 
     def _attempt(self, sink: Sink, action: Callable[[], None]) -> None:
         """Do something with a sink, and do without it where it fails."""
@@ -153,12 +183,17 @@ class Pump:
             action()
         except Exception as error:  # the training goes on
             is_foreseen = isinstance(error, OSError | GradstatError)
-            _logger.warning(
+            _logger.log(
+                logging.DEBUG if sink in self._failures else logging.WARNING,
                 "the run log stops writing to a %s: %s. The training goes on",
                 type(sink).__name__,
                 error if is_foreseen else repr(error),
                 exc_info=None if is_foreseen else error,
             )
+            if isinstance(sink, DatabaseSink) and not self._is_closing:
+                failures = self._failures[sink] = self._failures.get(sink, 0) + 1
+                if failures <= RETRIES:
+                    self._due[sink] = time.monotonic() + RETRY * 2 ** (failures - 1)
             if sink in self._sinks:
                 self._sinks.remove(sink)
                 with suppress(Exception):  # what is wrong with it has been said
@@ -173,3 +208,23 @@ class Pump:
             )
         self._told_dropped = self.dropped
         self._write(DroppedRecord(self.dropped))
+
+
+def _write_to(sink: Sink, record: Record) -> None:
+    try:
+        sink.write(record)
+    except UnicodeEncodeError:
+        sink.write(_encodable(record))
+
+
+def _encodable(value: Any) -> Any:
+    """Return records and plain values with escapes for what no file holds: lone surrogates."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_encodable, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _encodable(getattr(value, f.name)) for f in fields(value)})
+    return value
