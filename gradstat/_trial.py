@@ -132,9 +132,15 @@ def private_copy(what: Any) -> Any:
     try:
         return copy.deepcopy(what)
     except Exception as error:
+        remedy = "keep tensors with a graph, locks and open files out of their attributes"
+        if "graph leaves" in str(error):  # torch's words, of a tensor that is computed
+            remedy += (
+                "; torch.nn.utils.weight_norm and spectral_norm make such tensors: use those of "
+                "torch.nn.utils.parametrizations"
+            )
         raise ArgumentTypeError(
             f"model and optimizer must be fit for copy.deepcopy, got {type(error).__name__}: "
-            f"{error}; keep tensors with a graph, locks and open files out of their attributes"
+            f"{error}; {remedy}"
         ) from error
 
 

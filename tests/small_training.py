@@ -156,3 +156,12 @@ class Failing(torch.optim.SGD):
         if self.fails:
             raise RuntimeError("out of luck")
         return super().step(closure)
+
+
+def logged(path: Any, steps: int, model: nn.Module | None = None, **options: Any) -> nn.Module:
+    """Train with a log to its end."""
+    model = model or make_model()
+    optimizer = gradstat.attach(sgd(model), model, log=path, **options)
+    train(model, optimizer, steps)
+    gradstat.detach(optimizer)
+    return model

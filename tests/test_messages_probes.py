@@ -31,6 +31,11 @@ class Uncopyable(nn.Linear):
         raise RuntimeError("no copies")
 
 
+def with_old_weight_norm() -> nn.Module:
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        return nn.utils.weight_norm(nn.Linear(3, 2))
+
+
 BAD_PROBES: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
     "no_model": (
         lambda: gradstat.check("net", CE, PAIR),
@@ -91,6 +96,11 @@ BAD_PROBES: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] =
         lambda: gradstat.check(Uncopyable(3, 2), CE, PAIR),
         ArgumentTypeError,
         ["must be fit for copy.deepcopy", "got RuntimeError: no copies", "keep tensors with"],
+    ),
+    "weight_norm": (
+        lambda: gradstat.check(with_old_weight_norm(), CE, PAIR),
+        ArgumentTypeError,
+        ["must be fit for copy.deepcopy", "use those of torch.nn.utils.parametrizations"],
     ),
     "no_optimizer": (
         lambda: gradstat.lr_range_test(NET, NET, CE, [PAIR]),
