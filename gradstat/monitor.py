@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch.optim import Optimizer
@@ -270,6 +271,11 @@ class Monitor(Readings):
             "_watched": None,
             "log": None,
         }
+
+    def _repr_html_(self) -> str:
+        findings = (finding._repr_html_() for finding in self.diagnose())
+        table = "" if self.last is None else self.last._repr_html_()
+        return "".join([f"<div>{escape(repr(self))}</div>", *findings, table])
 
     def __repr__(self) -> str:
         return (

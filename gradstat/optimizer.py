@@ -68,7 +68,8 @@ def attach(
 
     Args:
         optimizer: Any torch optimizer. One that wraps another (SAM, Lookahead) does not skip as a
-            whole: attach to the inner one.
+            whole: attach to the inner one. Its steps come one after the other: of several threads
+            that step it at once, as in Hogwild, some are missed and gradients are mixed.
         model: Gives the parameters their names, compiled or not; without it they are those that
             the optimizer knows, or ``group0.param3``.
         named_parameters: ``(name, parameter)`` pairs to take names from instead.

@@ -63,6 +63,21 @@ def test_activations():
     monitor.remove()
 
 
+def test_monitor():
+    model = nn.Linear(4, 2)
+    optimizer = gradstat.attach(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    monitor = optimizer.gradstat
+    assert Balance(monitor._repr_html_()).texts == [repr(monitor)]
+    for _ in range(10):
+        monitor.observe(loss=float("nan"))
+        model(torch.full((8, 4), float("nan"))).sum().backward()
+        optimizer.step()
+    shown = Balance(monitor._repr_html_())
+    assert {"weight", "bias"} <= set(shown.texts)
+    assert {finding.code for finding in monitor.diagnose()} <= set(shown.texts)
+    assert monitor.diagnose()
+
+
 @pytest.mark.parametrize("finding", FINDINGS, ids=lambda finding: finding.code)
 def test_finding(finding):
     shown = Balance(finding._repr_html_())
