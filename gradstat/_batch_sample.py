@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradstat._units import MAX_DENSE
 from gradstat.errors import UnsupportedTensorError
 
 BATCH_NAMES = ("inputs", "outputs", "targets")
@@ -21,9 +22,6 @@ BATCH_NAMES = ("inputs", "outputs", "targets")
 MAX_ROWS = 256
 MAX_INPUT_ROWS = 32
 MAX_ELEMENTS = 65536
-
-MAX_DENSE = 2**22
-"""Elements of a sparse tensor that is looked at: it is made dense for it."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from gradstat.errors import ArgumentValueError, UnsupportedTensorError
 
+MAX_DENSE = 2**22
+"""Elements of a sparse tensor that is looked at: it is made dense for it."""
+
 
 class ActiveRule(IntEnum):
     """When an element y is active; the numbers are those of ``csrc/kernels.h``. NaN never is."""
@@ -52,7 +55,8 @@ def units_first(tensor: Tensor, unit_dim: int, name: str) -> Tensor:
 
     Raises:
         ArgumentValueError: It has no such dimension.
-        UnsupportedTensorError: It is complex, and no activation's rule is on complex numbers.
+        UnsupportedTensorError: It is complex, and no activation's rule is on complex numbers; or it
+            is sparse and too large to be made dense.
     """
     if tensor.is_complex():
         raise UnsupportedTensorError(
@@ -69,6 +73,11 @@ def units_first(tensor: Tensor, unit_dim: int, name: str) -> Tensor:
         return tensor  # has no such view, and is refused for what it is
     tensor = tensor.detach()
     if tensor.layout is not torch.strided:
+        if tensor.numel() > MAX_DENSE:
+            raise UnsupportedTensorError(
+                f"a sparse activation must have at most {MAX_DENSE} elements, got "
+                f"{tensor.numel()} for {name}; pass x.values()"
+            )
         tensor = tensor.to_dense()
     return tensor.movedim(unit_dim, 0) if tensor.dim() > 0 else tensor.reshape(1)
 

@@ -83,6 +83,7 @@ FORMS = {
     "x.log_softmax": (Calls(lambda x: x.log_softmax(1)), "log_softmax"),
     "nn.Hardshrink": (nn.Hardshrink(), "hardshrink"),
     "nn.Softshrink": (nn.Softshrink(), "softshrink"),
+    "torch.relu_by_name": (Calls(lambda x: torch.relu(input=x)), "relu"),
     "aten.relu": (Calls(torch.ops.aten.relu), "relu"),
     "aten.relu.default": (Calls(torch.ops.aten.relu.default), "relu"),
     "aten.sigmoid_.default": (Calls(lambda x: torch.ops.aten.sigmoid_.default(x * 1)), "sigmoid"),
@@ -146,6 +147,11 @@ ARITHMETIC = {
     "from_above": lambda x: x.clamp(max=0),
     "tensor": lambda x: x.clamp(min=torch.zeros(())),
     "maximum": lambda x: torch.maximum(x, torch.zeros(3)),
+    "parameter": lambda x: x * functional.softplus(nn.Parameter(x)),
+    "view_of_a_parameter": lambda x: x * nn.Parameter(x)[:, :1].sigmoid(),
+    "large_sparse": lambda x: torch.sparse_coo_tensor(
+        torch.zeros(2, 1).long(), x[0, :1], (2**20, 2**20), check_invariants=True
+    ).relu(),
     "glu": lambda x: functional.glu(torch.cat([x, x], 1)),
     "tanhshrink": functional.tanhshrink,
     "complex": lambda x: torch.complex(x, x).tanh(),

@@ -45,10 +45,13 @@ def name_of(function: Callable[..., Any]) -> str:
 def is_activation(name: str, args: Sequence[Any], kwargs: Arguments, output: Any) -> bool:
     """Whether a call of a function of this name is one of an activation.
 
-    A clamp is a ReLU where its one limit is 0 and a gradient passes; others are as often arithmetic
-    with boxes, norms and ratios.
+    A function of a parameter makes no activation but another parameter. A clamp is a ReLU where its
+    one limit is 0 and a gradient passes; others are as often arithmetic with boxes, norms, ratios.
     """
     if name not in ACTIVATIONS or not isinstance(output, Tensor) or output.is_nested:
+        return False
+    given = args[0] if args else kwargs.get("input")
+    if isinstance(given, nn.Parameter) or isinstance(getattr(given, "_base", None), nn.Parameter):
         return False
     if name not in _CLAMPS:
         return True

@@ -123,9 +123,9 @@ class Pump:
             self._wake.wait(INTERVAL)
             self._wake.clear()
             is_last = self._is_closing
-            for sink, due in list(self._due.items()):
+            for database, due in list(self._due.items()):
                 if time.monotonic() >= due:
-                    self._reopen(sink)
+                    self._reopen(database)
             waiting = self._empty_queue()
             if self.dropped > self._told_dropped:
                 self._tell_dropped()
