@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 from watched_models import Calls, seen
 
 import gradstat
@@ -167,6 +173,40 @@ def test_multi_head_attention(batched):
     row = seen(model, x, x, x, attention=True)[0]
     assert row.units == (2 if batched else 1)
     assert row.moments.sum == pytest.approx(2 * 5 * (3 if batched else 1), rel=1e-6)
+
+
+class ByItself(nn.Module):
+    """Attention, then a product that selective checkpointing gives back in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        attended = functional.scaled_dot_product_attention(self.query(x), x, x)
+        return (attended @ x.mT).tanh()
+
+
+def test_selective_checkpointing_sees_nothing_of_the_probabilities():
+    def policy(_context, op, *_args, **_kwargs):
+        is_product = op is torch.ops.aten.bmm.default
+        return CheckpointPolicy.MUST_SAVE if is_product else CheckpointPolicy.PREFER_RECOMPUTE
+
+    def gradients(watches: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        body = ByItself()
+        contexts = partial(create_selective_checkpoint_contexts, policy)
+        model = Calls(lambda x: checkpoint(body, x, use_reentrant=False, context_fn=contexts))
+        inputs = torch.randn(2, 5, 8)
+        with gradstat.ActivationMonitor(model, every=1, attention=True) as monitor:
+            if not watches:
+                monitor.remove()
+            model(inputs).square().sum().backward()
+        assert len(monitor.table()) == 2 * watches
+        return [p.grad for p in body.parameters() if p.grad is not None]
+
+    for plain, watched in zip(gradients(False), gradients(True), strict=True):
+        assert torch.equal(plain, watched)
 
 
 def test_a_gate_is_no_attention():

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from gradstat.activations.kinds import ALIASES, KINDS, Bounds, Kind
 
@@ -127,14 +128,16 @@ def attention_probabilities(
     number. `None` of any other function, of nested tensors and of a mask that is no plain tensor.
     """
     name = getattr(function, "__name__", "")
-    if name == "multi_head_attention_forward":
-        probabilities: Tensor | None = _of_multi_head(function, args, kwargs)
-        output = output[0].movedim(0, -2).unsqueeze(-3)  # queries came first
-    elif name == "scaled_dot_product_attention":
-        probabilities = _of_scaled_dot_product(*args, **kwargs)
-    else:
+    if name not in ("multi_head_attention_forward", "scaled_dot_product_attention"):
         return None
-    if probabilities is None:
-        return None
-    is_number = output.isfinite().all(-1, keepdim=True)
-    return probabilities.masked_fill(probabilities.isnan() & is_number, 0.0)
+    # Modes that cache by the order of calls, as selective checkpointing, would give back the wrong.
+    with _disable_current_modes():
+        if name == "multi_head_attention_forward":
+            probabilities: Tensor | None = _of_multi_head(function, args, kwargs)
+            output = output[0].movedim(0, -2).unsqueeze(-3)  # queries came first
+        else:
+            probabilities = _of_scaled_dot_product(*args, **kwargs)
+        if probabilities is None:
+            return None
+        is_number = output.isfinite().all(-1, keepdim=True)
+        return probabilities.masked_fill(probabilities.isnan() & is_number, 0.0)
