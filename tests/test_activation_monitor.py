@@ -431,3 +431,11 @@ def test_text():
     assert "1/relu#0" in table
     assert table.moments.names == table.names
     assert table.moments.kind == "activation"
+
+
+def test_names_are_fit_to_be_printed():
+    hostile = nn.Sequential()
+    hostile.add_module("\x1b[31m\ud800", nn.ReLU())
+    table = seen(hostile, torch.ones(3, 4))
+    assert str(table).splitlines()[2].startswith("?[31m?/relu#0 ")
+    assert ">?[31m?/relu#0<" in table._repr_html_()

@@ -19,6 +19,7 @@ from gradstat._table_rows import layer_not_found
 from gradstat._units import UnitCounts
 from gradstat.activations.kinds import Kind
 from gradstat.errors import ArgumentTypeError, LayerNotFoundError
+from gradstat.render import printable
 from gradstat.table import StatRow, StatTable
 
 _HEADER = ("site", "units", "dead", "low", "high", "zeros", "mean", "std")
@@ -380,7 +381,7 @@ def _flat(parts: Sequence[UnitCounts]) -> Tensor:
 def _cells(row: ActivationStats) -> tuple[str, ...]:
     numel = max(row.moments.numel, 1)
     return (
-        row.name,
+        printable(row.name),
         str(row.units),
         str(row.dead_units),
         f"{row.saturated_low / numel:.1%}",
