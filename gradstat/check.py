@@ -16,6 +16,7 @@ from gradstat._inspections.parameters import gradients, symmetry
 from gradstat._inspections.rows import independence
 from gradstat._inspections.standing import standing
 from gradstat._inspections.trial import Notes, Trial
+from gradstat._json import json_values
 from gradstat._trial import (
     LossFn,
     Program,
@@ -50,13 +51,16 @@ class CheckReport:
         return all(finding.severity == "info" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain values, fit for JSON."""
-        return {
-            "ok": self.ok,
-            "findings": [finding.to_dict() for finding in self.findings],
-            "measures": [dict(vars(measure)) for measure in self.measures],
-            "not_judged": dict(self.not_judged),
-        }
+        """Return all of it as plain values, fit for strict JSON; None is NaN or Inf."""
+        plain: dict[str, Any] = json_values(
+            {
+                "ok": self.ok,
+                "findings": [finding.to_dict() for finding in self.findings],
+                "measures": [vars(measure) for measure in self.measures],
+                "not_judged": dict(self.not_judged),
+            }
+        )
+        return plain
 
     def _repr_html_(self) -> str:
         measures = [(m.name, f"{m.value:.3g} {m.unit}".rstrip()) for m in self.measures]

@@ -433,6 +433,14 @@ def test_the_report_reads_well():
     assert str(look((mlp(), CE, classes()))).startswith("check: nothing wrong was found\n")
 
 
+def test_a_report_of_nan_is_strict_json():
+    report = look((mlp(), lambda outputs, targets: CE(outputs, targets) * math.nan, classes()))
+    plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert plain["measures"][0] == {
+        "name": "initial loss", "value": None, "unit": "", "threshold": None
+    }  # fmt: skip
+
+
 def test_causes_come_before_symptoms():
     report = look((mlp(), CE, scaled(classes(), 300)))
     assert report.findings[0].code == "bad-inputs"
