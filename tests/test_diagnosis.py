@@ -62,13 +62,46 @@ def test_a_finding_prints_what_to_do_and_why() -> None:
     )  # fmt: skip
     assert text.splitlines() == [
         "lr-too-high (error, confidence 0.88): Steps are large.",
-        "  seen: update over weight 0.5 (threshold 0.1); norm 3 g",
+        "  seen: update over weight 0.5 (above 0.1); norm 3 g",
         "  where: a, b, c, d and 1 more",
         "  from step: 7",
         "  1. multiply lr by 0.1",
         "  2. clip",
         "  source: cs231n",
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.5, "(above 0.1)"), (0.05, "(below 0.1)"), (0.1, "(at 0.1)"), (math.nan, "nan")],
+)
+def test_a_measure_says_on_which_side_of_its_threshold_it_lies(value: float, shown: str) -> None:
+    assert str(Measure("ratio", value, threshold=0.1)).endswith(shown)
+
+
+def test_a_threshold_that_was_not_crossed_is_not_shown() -> None:
+    measure = Measure("ratio", 0.05, threshold=0.1)
+    assert measure.only("below") == measure
+    assert str(measure.only("above")) == "ratio 0.05"
+
+
+def test_a_flat_loss_shows_how_far_it_is_from_a_guess() -> None:
+    """It begins far above a guess, so that its fall from the first value tells nothing."""
+    torch.manual_seed(0)
+    model = nn.Linear(8, 3)
+    optimizer = gradstat.attach(torch.optim.SGD(model.parameters(), lr=0.05), model)
+    with torch.no_grad():
+        model.bias[0] = 4.0
+    for _ in range(600):
+        x, y = torch.randn(64, 8), torch.randint(3, (64,))
+        outputs = model(x)
+        loss = nn.functional.cross_entropy(outputs, y)
+        optimizer.gradstat.observe(inputs=x, outputs=outputs, targets=y, loss=loss)  # type: ignore[attr-defined]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = [f for f in optimizer.gradstat.diagnose() if f.code == "flat-loss"]  # type: ignore[attr-defined]
+    assert [f.evidence[0].side for f in found] == ["below"]
 
 
 def test_a_symptom_is_printed_below_its_cause() -> None:

@@ -256,7 +256,11 @@ class Imbalance(Rule):
             (
                 Measure("share of the commonest class", float(shares[0]), threshold=self.common),
                 *(
-                    [Measure("share of the other rows that is found", found, threshold=self.recall)]
+                    [
+                        Measure(
+                            "share of the other rows that is found", found, threshold=self.recall
+                        ).only("below")
+                    ]
                     if found is not None
                     else []
                 ),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Any, Literal
 
 Severity = Literal["info", "warning", "error"]
+Side = Literal["above", "below", "at"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
 
 
@@ -22,8 +24,23 @@ class Measure:
 
     def __str__(self) -> str:
         unit = f" {self.unit}" if self.unit else ""
-        crossed = "" if self.threshold is None else f" (threshold {self.threshold:.3g})"
+        crossed = f" ({self.side} {self.threshold:.3g})" if self.side else ""
         return f"{self.name} {self.value:.3g}{unit}{crossed}"
+
+    @property
+    def side(self) -> Side | None:
+        """Where the value lies from its threshold; None without one."""
+        if self.threshold is None or math.isnan(self.value):
+            return None
+        difference = self.value - self.threshold
+        return "above" if difference > 0 else "below" if difference < 0 else "at"
+
+    def only(self, side: Side) -> Measure:
+        """Return it without its threshold unless the value lies on that side.
+
+        A number that did not decide then only illustrates.
+        """
+        return self if self.side == side else replace(self, threshold=None)
 
 
 @dataclass(frozen=True)

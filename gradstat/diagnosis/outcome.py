@@ -159,7 +159,7 @@ class Overfitting(Rule):
                 "more data or augmentation; weight decay or dropout; a smaller model",
             ),
             (
-                Measure("rise of the validation loss", rise, threshold=self.rise),
+                Measure("rise of the validation loss", rise, threshold=self.rise).only("above"),
                 Measure("validation over training loss", last / max(train, 1e-12),
                         threshold=self.gap),
             ),

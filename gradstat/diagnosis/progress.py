@@ -123,7 +123,8 @@ class FlatLoss(Rule):
         wanders = values.max() > 1.2 * shape.first or values.min() < 0.8 * shape.first
         if chance is None and (moved > self.fall or not quiet or wanders):
             return
-        if moved > max(self.fall, noise) or shape.peak > 3 * abs(shape.first):
+        still = max(self.fall, noise)
+        if moved > still or shape.peak > 3 * abs(shape.first):
             return
         if shape.still_falls:
             return
@@ -139,10 +140,16 @@ class FlatLoss(Rule):
             else "the loss stands at what guessing would score",
             (
                 "overfit one batch first: gradstat.check(model, loss_fn, batch)",
-                "raise lr by 10, then look at the update-to-weight ratio",
+                "look at the update-to-weight ratio: about 1e-3 a step is usual",
             ),
             (
-                Measure("fall of the loss", shape.fall, "of the first value", threshold=self.fall),
+                Measure(
+                    "distance of the last loss from "
+                    + ("the first" if start == abs(shape.first) else "that of a guess"),
+                    moved,
+                    "of it",
+                    threshold=still,
+                ),
                 *([Measure("loss of a guess", chance)] if chance is not None else []),
             ),
             "SageMaker Debugger, LossNotDecreasing; AutoTrainer, slow convergence",

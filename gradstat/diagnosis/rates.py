@@ -109,7 +109,7 @@ class TooHigh(Rule):
                 "gradstat.lr_range_test(...) finds the largest that works",
             ),
             (
-                Measure("largest update over weight", largest, threshold=self.large),
+                Measure("largest update over weight", largest, threshold=self.large).only("above"),
                 Measure("median update over weight", usual),
             ),
             SOURCE,
@@ -175,8 +175,8 @@ class TooLow(Rule):
                 "check that clipping, weight decay or a scheduler does not shrink the step",
             ),
             (
-                Measure("median update over weight", usual, threshold=self.usual),
-                Measure("reach of all steps", reach, threshold=self.reach),
+                Measure("median update over weight", usual, threshold=self.usual).only("below"),
+                Measure("reach of all steps", reach, threshold=self.reach).only("below"),
             ),
             SOURCE,
         )

@@ -157,17 +157,19 @@ class RandomTargets(Rule):
         if val is not None and len(val.finite) >= 3:
             if case.task.val_chance is None:
                 return
-            best = float(val.finite.min())
+            best, judged = float(val.finite.min()), "validation"
             if not case.learns and 0.8 * chance < val.finite[0] < chance:
                 best *= chance / float(val.finite[0])  # the guess's own on these rows
             half = val.finite[len(val.finite) // 2 :]
             falls = half[0] - half[-1] > self.falls * abs(half[-1])
         elif not case.may_be_adversary:
-            best = shape.best
+            best, judged = shape.best, "training"
             falls = shape.still_falls
         else:
             return
-        reach = float(np.nanmean(ratios(case))) * run.step if len(run.probes.steps) else 0.0
+        ratio = ratios(case)
+        ratio = ratio[np.isfinite(ratio)]  # of weights that are zero there is none
+        reach = float(ratio.mean()) * run.step if ratio.size else 0.0
         if falls or best < self.unseen * chance or shape.last > 1.1 * chance or reach < self.reach:
             return
         if case.learns and shape.last > 0.9 * best:  # right, and not by heart: it may yet learn
@@ -177,7 +179,7 @@ class RandomTargets(Rule):
             "bad-targets",
             "warning",
             0.7 if case.learns else 0.35 if self._may_forget(case) else confidence,
-            "the weights have moved far, but validation is never better than a guess: the targets "
+            f"the weights have moved far, but {judged} is never better than a guess: the targets "
             "seem to have nothing to do with the inputs",
             (
                 "look at some rows: does each target belong to its input?",
@@ -185,7 +187,7 @@ class RandomTargets(Rule):
             ),
             (
                 Measure("way of the weights", reach, "of their size", threshold=self.reach),
-                Measure("best validation loss over a guess", best / chance,
+                Measure(f"best {judged} loss over a guess", best / chance,
                         threshold=self.unseen),
             ),
             "Zhang et al. 2017, 1611.03530",
