@@ -28,6 +28,24 @@ def numbers(n: int = 1) -> tuple[Tensor, Tensor]:
     return x, torch.tanh(x @ torch.randn(8, n))
 
 
+class Reader(nn.Module):
+    """Reads sequences of (N, T, 1) and answers after the last step."""
+
+    def __init__(self, kind: type[nn.RNNBase] = nn.RNN, units: int = 12) -> None:
+        super().__init__()
+        self.reader, self.head = kind(1, units, batch_first=True), nn.Linear(units, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.reader(x)[0][:, -1])
+        return result
+
+
+def signs(length: int, at: int) -> tuple[Tensor, Tensor]:
+    """Sequences of numbers, and whether the one at a place is positive."""
+    x = torch.randn(ROWS, length, 1)
+    return x, (x[:, at, 0] > 0).long()
+
+
 def train(
     model: nn.Module,
     data: tuple[Tensor, Tensor],

@@ -7,7 +7,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from diagnosed_runs import ROWS, LossFunction, classes, net, numbers, raised, train
+from diagnosed_runs import (
+    ROWS,
+    LossFunction,
+    Reader,
+    classes,
+    net,
+    numbers,
+    raised,
+    signs,
+    train,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -257,6 +267,12 @@ def _() -> gradstat.Monitor:
 @like("Exploding")
 def _() -> gradstat.Monitor:
     return train(net(), classes(), cross_entropy, steps=400, see=())
+
+
+@like("ThroughTime")
+def _() -> gradstat.Monitor:
+    """Recurrent weights that forget, and a target that depends on the last steps alone."""
+    return train(Reader(), signs(40, -3), cross_entropy, steps=300)
 
 
 @like("Nonfinite")

@@ -55,6 +55,19 @@ def test_a_sigmoid_before_the_cross_entropy_is_named() -> None:
     assert raised(monitor)[0] == "loss-output-mismatch"
 
 
+@pytest.mark.parametrize("columns", [(0.3, 0.05, 0.2), (0.9, 0.8, 0.85)])
+def test_logits_that_lie_between_0_and_1_by_chance_are_no_probabilities(
+    columns: tuple[float, ...],
+) -> None:
+    model = nn.Linear(8, 3)
+    with torch.no_grad():
+        model.weight.mul_(0.01)
+        model.bias.copy_(torch.tensor(columns))
+    slow = torch.optim.SGD(model.parameters(), 1e-5)
+    monitor = train(model, classes(), functional.cross_entropy, optimizer=slow)
+    assert named(monitor, "loss-output-mismatch") == []
+
+
 def test_a_softmax_where_several_labels_hold_is_named() -> None:
     x, y = numbers(5)
     model = nn.Sequential(*net(n_out=5), nn.Softmax(-1))
@@ -296,23 +309,3 @@ def test_a_linear_model_of_what_is_not_linear_underfits() -> None:
         train(model, (x, y), functional.cross_entropy, optimizer=rate, val=val, steps=300)
     )
     assert codes[0] in ("underfitting", "flat-loss")
-
-
-def test_a_recurrent_network_that_forgets_does_not_accuse_the_targets() -> None:
-    class Reader(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.reader, self.head = nn.RNN(1, 12, batch_first=True), nn.Linear(12, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            result: Tensor = self.head(self.reader(x)[0][:, -1])
-            return result
-
-    x = torch.randn(ROWS, 50, 1)
-    y = (x[:, 0, 0] > 0).long()
-    fresh = torch.randn(ROWS, 50, 1)
-    model = Reader()
-    sgd = torch.optim.SGD(model.parameters(), 0.1)
-    monitor = train(model, (x, y), functional.cross_entropy, optimizer=sgd,
-                    val=(fresh, (fresh[:, 0, 0] > 0).long()), steps=200)  # fmt: skip
-    assert raised(monitor)[:1] != ["bad-targets"]

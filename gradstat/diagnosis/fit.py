@@ -28,6 +28,13 @@ class ProbabilitiesAsLogits(Rule):
 
     min_samples: int = 2
 
+    range: float = 0.5
+    """Largest output less the smallest, from which it is no chance that all lie within [0, 1]."""
+
+    centre: float = 0.1
+    """Distance of a column's first mean from 0.5, at most, where they lie closer together: a
+    sigmoid of next to nothing is one half, where logits may be anything."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         task = case.task
         paired = [batch for batch in task.paired if batch.outputs is not None]
@@ -55,8 +62,7 @@ class ProbabilitiesAsLogits(Rule):
         outputs = [o for o in outputs if np.isfinite(o).all()]
         if len(outputs) < self.min_samples:
             return
-        in_range = all(o.min() >= 0 and o.max() <= 1 for o in outputs if np.isfinite(o).all())
-        in_range = in_range and any(o.max() > 0.1 and o.std() > 0 for o in outputs)
+        in_range = all(o.min() >= 0 and o.max() <= 1 for o in outputs) and self._spread(outputs)
         n_values = sum(o.size for o in outputs)
         is_squashed = in_range and task.n_classes > 1 and not all(map(are_probabilities, outputs))
         if task.loss.name == "cross-entropy" and is_squashed and n_values >= 128:
@@ -88,6 +94,13 @@ class ProbabilitiesAsLogits(Rule):
                 Measure("smallest output", min(float(o.min()) for o in outputs), threshold=0.0),
                 Measure("largest output", max(float(o.max()) for o in outputs), threshold=1.0),
             )
+
+    def _spread(self, outputs: list[Floats]) -> bool:
+        """Whether outputs within [0, 1] are so by a sigmoid, not by chance."""
+        if all(o.std() == 0 for o in outputs):
+            return False
+        is_wide = max(o.max() for o in outputs) - min(o.min() for o in outputs) > self.range
+        return is_wide or bool((abs(outputs[0].mean(axis=0) - 0.5) < self.centre).all())
 
 
 @dataclass(frozen=True)

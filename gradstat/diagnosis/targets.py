@@ -10,6 +10,7 @@ import numpy as np
 from gradstat.diagnosis.data import input_rows
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.rates import ratios
+from gradstat.diagnosis.recurrence import length
 from gradstat.diagnosis.rule import Case, Rule
 
 
@@ -178,7 +179,7 @@ class RandomTargets(Rule):
         yield Finding(
             "bad-targets",
             "warning",
-            0.7 if case.learns else 0.35 if self._may_forget(case) else confidence,
+            0.7 if case.learns else 0.35 if length(case) >= self.long else confidence,
             f"the weights have moved far, but {judged} is never better than a guess: the targets "
             "seem to have nothing to do with the inputs",
             (
@@ -192,19 +193,6 @@ class RandomTargets(Rule):
             ),
             "Zhang et al. 2017, 1611.03530",
         )  # fmt: skip
-
-    def _may_forget(self, case: Case) -> bool:
-        """Whether a recurrent network reads long sequences."""
-        modules = case.run.model.modules if case.run.model is not None else ()
-        shapes = [batch.shapes.get("inputs", ()) for batch in case.run.batches]
-        rows = [batch.shapes.get("outputs", ())[:1] for batch in case.run.batches]
-        lengths = [
-            shape[1] if shape[:1] == row else shape[0]
-            for shape, row in zip(shapes, rows, strict=True)
-            if len(shape) >= 2
-        ]
-        is_recurrent = any(name.startswith(("RNN", "GRU", "LSTM")) for name in modules)
-        return is_recurrent and max(lengths, default=0) >= self.long
 
 
 @dataclass(frozen=True)

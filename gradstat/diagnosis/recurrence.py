@@ -1,0 +1,129 @@
+"""Rules on networks whose depth is in time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.rule import Case, Rule
+
+
+def length(case: Case) -> int:
+    """Return the steps of the longest sequence that a recurrent network was given.
+
+    0 for other networks, and for outputs at every step, of which each may go by what is near.
+    """
+    modules = case.run.model.modules if case.run.model is not None else ()
+    if not any(name.startswith(("RNN", "GRU", "LSTM")) for name in modules):
+        return 0
+    longest = 0
+    for batch in case.run.batches:
+        inputs, outputs = (batch.shapes.get(name, ()) for name in ("inputs", "outputs"))
+        if len(inputs) >= 2:
+            is_batch_first = inputs[:1] == outputs[:1]
+            longest = max(longest, inputs[1] if is_batch_first else inputs[0])
+            if len(outputs) >= 3 and longest in outputs[:2]:
+                return 0
+    return longest
+
+
+@dataclass(frozen=True)
+class ThroughTime(Rule):
+    """Recurrent weights that let a gradient fade, or grow, over the steps of a sequence.
+
+    The gradients of parameters do not show it: they are sums over all steps, and the last ones fill
+    them. The weights do: the eigenvalues of a random (h, h) matrix lie within its root mean square
+    times the root of h (Girko's circular law), and a step multiplies by one of them. The gates of
+    an LSTM or GRU multiply by one half while their biases are about 0.
+    """
+
+    codes = ("vanishing-gradient", "exploding-gradient")
+    needs = ("steps", "inputs", "outputs", "loss")
+
+    long: int = 30
+    """Steps of a sequence, at least. A loss soon shows what depends on fewer."""
+
+    kept: float = 1e-3
+    """What a sequence leaves of a gradient, at most: as for the layers of a deep network."""
+
+    left: float = 0.8
+    """Share of a guess's loss, or of the first loss, that is left, at least."""
+
+    grown: float = 1e6
+    """What a sequence makes of a gradient, at least, in a run that is lost."""
+
+    open_gate: float = 0.4
+    """Root mean square of an LSTM's biases, from which its forget gate may be held open (by 1 in a
+    quarter of them: Jozefowicz et al. 2015)."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        run, n_steps = case.run, length(case)
+        places = [i for i, layer in enumerate(run.layers) if "weight_hh" in layer.name]
+        if n_steps < self.long or not places or not len(run.probes.steps) or case.learns:
+            return
+        names = tuple(run.layers[i].name for i in places)
+        # The largest counts: what passes one layer's recurrence has passed. NaN if one is unknown.
+        grown, kept = (
+            np.max([self._factor(case, i, probe) for i in places]) ** n_steps for probe in (0, -1)
+        )
+        loss, shape = case.run.loss, case.loss
+        if grown > self.grown and loss is not None and not np.isfinite(loss.values[-3:]).any():
+            yield self._exploding(float(grown), n_steps, names)
+        if kept < self.kept and shape is not None:
+            start = case.task.chance if case.task.chance is not None else abs(shape.first)
+            if start > 0 and self.left < shape.last / start < 1.2:
+                yield self._vanishing(float(kept), n_steps, names)
+
+    def _factor(self, case: Case, place: int, probe: int) -> float:
+        """Return what a step multiplies a gradient by, about; NaN where it cannot be told."""
+        run = case.run
+        layer = run.layers[place]
+        if len(layer.shape) != 2:
+            return np.nan
+        rows, units = layer.shape
+        if rows == units:
+            return float(run.probes.weight_rms[probe, place] * np.sqrt(units))
+        biases = [
+            i for i, other in enumerate(run.layers)
+            if other.name in (layer.name.replace("weight_hh", f"bias_{k}") for k in ("hh", "ih"))
+        ]  # fmt: skip
+        is_open = (run.probes.weight_rms[probe, biases] > self.open_gate).any()
+        return np.nan if is_open else 0.5
+
+    def _vanishing(self, kept: float, n_steps: int, names: tuple[str, ...]) -> Finding:
+        return Finding(
+            "vanishing-gradient",
+            "warning",
+            0.62,
+            f"over sequences of {n_steps} steps the recurrent weights leave about {kept:.1g} of a "
+            "gradient, so what came first is not learnt from",
+            (
+                "give the output more than the last step: the mean over all steps, or attention",
+                "use an LSTM with a forget gate's bias of 1 and more, or orthogonal recurrent "
+                "weights",
+                "shorten the sequences, or make each step hold more",
+            ),
+            (Measure("share of a gradient that a sequence leaves", kept, threshold=self.kept),),
+            "Pascanu et al. 2013, 1211.5063, section 2.1; Girko 1984; Jozefowicz et al. 2015",
+            names,
+        )
+
+    def _exploding(self, grown: float, n_steps: int, names: tuple[str, ...]) -> Finding:
+        return Finding(
+            "exploding-gradient",
+            "error",
+            0.93,
+            f"over sequences of {n_steps} steps the recurrent weights multiply a signal and its "
+            f"gradient by about {grown:.1g}",
+            (
+                "start recurrent weights at the identity or orthogonal, not larger",
+                'clip: gradstat.attach(optimizer, model, clip="auto")',
+            ),
+            (Measure("growth over a sequence", grown, threshold=self.grown),),
+            "Pascanu et al. 2013, 1211.5063, section 2.1; Girko 1984",
+            names,
+            (1,),
+        )
