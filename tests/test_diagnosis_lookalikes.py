@@ -410,6 +410,21 @@ def _() -> gradstat.Monitor:
                  distort=lambda x: 0.6 * x + 0.4 * x.roll(1, 0))  # fmt: skip
 
 
+@like("NothingComesIn")
+def _() -> gradstat.Monitor:
+    """A last layer that starts at 0, so that the first layer gets no gradient in the first step."""
+    model = net()
+    nn.init.zeros_(model[-1].weight)  # type: ignore[arg-type]
+    return train(model, classes(), cross_entropy)
+
+
+@like("MissingTargets")
+def _() -> gradstat.Monitor:
+    """Prices that were cut at a limit."""
+    x, y = numbers()
+    return train(net(n_out=1), (x, (3 * y).clamp(-2, 2)), mse_loss, steps=300)
+
+
 @like("Overfitting")
 def _() -> gradstat.Monitor:
     """A validation loss above the training loss, that stays where it is."""

@@ -43,11 +43,11 @@ EXPLAINS: dict[str, Set[str]] = {
     "dead-units": _OUTCOMES | {"vanishing-gradient", "sparse-gradients", "bad-targets"},
     "saturated-activation": _OUTCOMES | {"vanishing-gradient", "bad-targets", "lr-too-high"},
     "vanishing-gradient": _OUTCOMES
-    | {"bad-targets", "class-imbalance", "parameters-not-updating", "lr-too-low"},
+    | {"bad-targets", "class-imbalance", "parameters-not-updating", "lr-too-low", "dead-units"},
     "sparse-gradients": _OUTCOMES | _DOUBTS | {"lr-too-low"},
     "nonfinite-loss": {"nonfinite-gradient", "diverging-loss", "lr-too-high", "dead-units"},
     "nonfinite-gradient": {"nonfinite-loss", "diverging-loss"},
-    "plateau": {"flat-loss", "constant-predictions", "bad-targets", "underfitting"},
+    "plateau": {"flat-loss", "lr-too-low", "constant-predictions", "bad-targets", "underfitting"},
     "underfitting": {"constant-predictions", "flat-loss", "plateau", "vanishing-gradient",
                      "bad-targets", "dead-units", "sparse-gradients", "lr-too-low",
                      "lr-too-high"},

@@ -160,7 +160,7 @@ class InputScale(Rule):
 class Unshuffled(Rule):
     """Batches that hold one class each while all together hold several."""
 
-    codes = ("bad-inputs",)
+    codes = ("class-imbalance",)
     needs = ("targets",)
 
     within: float = 0.35
@@ -180,7 +180,7 @@ class Unshuffled(Rule):
         share = float(np.median([_entropy(targets) for targets in batches])) / pooled
         if pooled > 0.3 and share < self.within:
             yield Finding(
-                "bad-inputs",
+                "class-imbalance",
                 "info" if case.learns else "error",
                 0.92,
                 "each batch holds hardly more than one class: the data is sorted and not "

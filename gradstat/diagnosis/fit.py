@@ -19,6 +19,15 @@ def _finding(text: str, remedy: tuple[str, ...], confidence: float, *seen: Measu
     return Finding("loss-output-mismatch", "error", confidence, text, remedy, seen, SOURCE)
 
 
+def _sum_to_1_over_rows(outputs: Floats) -> bool:
+    """Whether outputs, or their exponentials, are probabilities in each column, not in each row."""
+    if outputs.ndim != 2 or len(outputs) < 2 or outputs.shape[1] < 2:
+        return False
+    is_log = bool((outputs <= 0).all())
+    columns = (np.exp(outputs) if is_log else outputs).T
+    return are_probabilities(columns) and not are_probabilities(columns.T)
+
+
 @dataclass(frozen=True)
 class ProbabilitiesAsLogits(Rule):
     """Outputs that went through softmax or sigmoid, given to a loss that does it again."""
@@ -58,6 +67,14 @@ class ProbabilitiesAsLogits(Rule):
                 Measure(
                     "largest sum of a row less 1", max(abs(o.sum(-1) - 1).max() for o in outputs)
                 ),
+            )
+        if task.loss.name == "cross-entropy" and all(map(_sum_to_1_over_rows, outputs)):
+            yield _finding(
+                "each column of the outputs sums to 1, as after a softmax over the rows: what one "
+                "row gets depends on the others of its batch",
+                ("remove the softmax and give the loss the logits", "else take dim=-1"),
+                0.96,
+                Measure("rows that share a sum of 1", float(len(outputs[0]))),
             )
         outputs = [o for o in outputs if np.isfinite(o).all()]
         if len(outputs) < self.min_samples:
@@ -281,6 +298,10 @@ class OutputRange(Rule):
     """Their lowest twentieth over their root mean square, at most: a limit shows where it is near.
     """
 
+    varies: float = 0.05
+    """Their deviation within a batch over the largest, from which they are more than one number
+    that happens to be positive."""
+
     min_values: int = 128
 
     def judge(self, case: Case) -> Iterator[Finding]:
@@ -313,7 +334,7 @@ class OutputRange(Rule):
         known = np.concatenate(late) if late else np.zeros(1)
         is_near = np.quantile(known, 0.05) < self.near * np.sqrt(np.mean(known**2))
         below = float((targets < -1e-6).mean())
-        varies = any(rows.std() > 0 for rows in late if rows.size)
+        varies = any(rows.std() > self.varies * np.abs(rows).max() for rows in late if rows.size)
         n_late = sum(map(len, late))
         if (
             lowest >= 0

@@ -41,6 +41,12 @@ class Vanishing(Rule):
     faded_shallow: float = 1e-6
     """The same of fewer weights than that: in a recurrent network depth is in time."""
 
+    sound: float = 0.01
+    """The same in the first step, from which it is later steps that have made gradients vanish."""
+
+    still: float = 1e-4
+    """Way of the first weights, over their own size, below which they have learnt nothing."""
+
     rounding: float = 1e-7
     """Largest gradient's root mean square over the loss, below which it is the rounding of a
     derivative that is 0: fp32's epsilon is 1.2e-7."""
@@ -56,7 +62,7 @@ class Vanishing(Rule):
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = middle(gradients[:, :quarter], axis=1) / gradients[:, -1]
         known = ratios[np.isfinite(ratios)]
-        if known.size == 0 or not known.any() or case.learns:
+        if known.size == 0 or not known.any() or (case.learns and not self._stand_still(case)):
             return
         # Later on the last layer's gradient may be nothing either, where no other layer moves.
         ratio = float(min(np.median(known), np.median(known[:4])))
@@ -66,7 +72,7 @@ class Vanishing(Rule):
         yield Finding(
             "vanishing-gradient",
             "error" if ratio < 1e-5 else "warning",
-            0.92 if ratio < 1e-5 else 0.8,
+            0.75 if known[0] > self.sound else 0.92 if ratio < 1e-5 else 0.8,
             f"the first layers' gradient is {ratio:.1g} of the last one's, so they hardly learn",
             (
                 "use ReLU or GELU in place of sigmoid or tanh",
@@ -84,15 +90,24 @@ class Vanishing(Rule):
             tuple(run.layers[i].name for i in run.matrices[:quarter]),
         )
 
+    def _stand_still(self, case: Case) -> bool:
+        """Whether the first weights have not moved though the loss, all that is known, has fallen.
+
+        It falls as soon as the last layer gives the targets' mean.
+        """
+        probes = case.run.probes
+        quarter = case.run.matrices[: max(1, len(case.run.matrices) // 4)]
+        moved = probes.updates[:, quarter, L2].sum(axis=0) * case.run.step / len(probes.steps)
+        is_known = case.skill is not None or case.generalises or case.task.chance is not None
+        return not is_known and bool((moved < self.still * probes.weights[0, quarter, L2]).all())
+
     def _to_rounding(self, case: Case) -> Iterator[Finding]:
         shape, run = case.loss, case.run
         if shape is None or case.learns or shape.last == 0:
             return
         largest = np.nanmax(run.probes.gradient_rms, axis=1, initial=0.0)
         size = float(np.median(largest)) / abs(shape.last)
-        norms = _total_norms(run.probes.gradients)
-        is_clipped = norms.std() < 1e-3 * norms.mean()  # to a norm that is next to nothing
-        if 0 < size < self.rounding and not is_clipped:
+        if 0 < size < self.rounding and not case.is_clipped:
             yield Finding(
                 "vanishing-gradient",
                 "error",
@@ -143,6 +158,7 @@ class Exploding(Rule):
         elif (
             spread > self.spike
             and norms.size >= 20
+            and not case.is_steady
             and (case.loss is None or case.is_judged_by_loss)
         ):
             confidence = 0.6

@@ -106,6 +106,34 @@ class ConstantPredictions(Rule):
 
 
 @dataclass(frozen=True)
+class NothingComesIn(Rule):
+    """A first layer whose inputs are always 0, as after the normalisation of a single number."""
+
+    codes = ("constant-predictions",)
+    needs = ("steps",)
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        if not case.is_unfed or case.learns:
+            return
+        first = case.run.layers[case.run.matrices[0]].name
+        yield Finding(
+            "constant-predictions",
+            "error",
+            0.92,
+            "the first layer's weights get a gradient of exactly 0 while its bias gets one: what "
+            "comes into it is always 0",
+            (
+                "look at what stands before it: a normalisation of a single feature gives 0, and "
+                "so does a mask",
+                "check that the inputs are not 0: gradstat.check(model, loss_fn, batch)",
+            ),
+            (Measure(f"largest gradient of {first}", 0.0, threshold=0.0),),
+            "the gradient of a weight is its input times the gradient of its output",
+            (first,),
+        )
+
+
+@dataclass(frozen=True)
 class Overfitting(Rule):
     """A validation loss that rises while the training loss falls."""
 
@@ -141,7 +169,8 @@ class Overfitting(Rule):
         guess = chance if chance is not None else float(np.median(values[:2]))
         matters = last > self.matters * guess
         is_comparable = 0.1 < began < 10  # the one may hold a penalty that the other does not
-        if rise < self.rise and not (matters and is_comparable and last > 10 * train):
+        lost = last > 10 * train or (last > 5 * train and rise > self.rise / 3)
+        if rise < self.rise and not (matters and is_comparable and lost):
             return
         yield Finding(
             "overfitting",
@@ -214,6 +243,7 @@ class Underfitting(Rule):
             not reason
             and stalls
             and not case.learns
+            and not self._is_text(case)
             and run.val_loss is not None
             and run.step >= 100
         ):
@@ -226,6 +256,17 @@ class Underfitting(Rule):
             (*remedy, "use a larger model, or less regularisation", "train longer"),
             (Measure("loss over a guess", left, threshold=most),),
             "Goodfellow et al. 2016, Deep Learning, section 5.2",
+        )
+
+    def _is_text(self, case: Case) -> bool:
+        """Whether tokens are to be told from tokens: what is left is the text's own entropy."""
+        return any(
+            {"inputs", "targets"} <= batch.integers
+            and (
+                batch.shapes["targets"] == batch.shapes["inputs"]
+                or batch.shapes["targets"][:1] != batch.shapes["inputs"][:1]
+            )
+            for batch in case.run.batches
         )
 
     def _is_linear(self, case: Case) -> bool:

@@ -170,6 +170,9 @@ class Diverging(Rule):
     """How many times its first size a loss is below 0, and the last outputs are over the first,
     where it falls without end."""
 
+    endless: float = 1e4
+    """How many times its first size a loss is below 0, where nothing else is known."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         shape = case.loss
         loss = case.run.loss
@@ -197,6 +200,8 @@ class Diverging(Rule):
             yield self._finding(shape.last / base, shape.rises_steadily)
 
     def _falls_for_ever(self, case: Case, shape: Shape) -> bool:
+        if shape.last < -self.endless * _size(shape):
+            return True
         known = [b.outputs for b in case.run.batches if b.outputs is not None and b.outputs.size]
         if not shape.still_falls or len(known) < 4 or not case.is_supervised:
             return False
@@ -236,12 +241,18 @@ class Oscillating(Rule):
     swing: float = 0.5
     """Spread of the second half (between its deciles) over its median, at least."""
 
+    momentum: float = 0.98
+    """From which swings are the optimizer's, though the run learns: it averages over 50 steps."""
+
     of_first: float = 0.15
     """The same spread over the first value, at least: near zero all losses look unsteady."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         loss, shape = case.run.loss, case.loss
-        if loss is None or shape is None or case.learns or not case.is_supervised:
+        if loss is None or shape is None or not case.is_supervised or case.is_steady:
+            return
+        optimizer = case.run.optimizer
+        if case.learns and not (optimizer and optimizer.momentum >= self.momentum):
             return
         half = loss.finite[len(loss.finite) // 2 :]
         low, middle, high = np.quantile(half, [0.1, 0.5, 0.9])
@@ -282,6 +293,8 @@ class Plateau(Rule):
         run, shape = case.run, case.loss
         weights = [i for i, layer in enumerate(run.layers) if len(layer.shape) >= 2]
         if shape is None or case.learns or len(run.probes.steps) < 4 or not weights:
+            return
+        if case.is_clipped:  # to next to nothing
             return
         gradients = middle(run.probes.gradient_rms[:, weights], axis=0)
         finite = gradients[np.isfinite(gradients)]

@@ -57,6 +57,10 @@ class TooHigh(Rule):
     large: float = 0.1
     """Update over weight above which a step is no small correction (DeepDiagnosis)."""
 
+    back: float = 5.0
+    """A tenth of the losses of the second half over their median, from which a run that learns has
+    not left the harm of its first steps behind."""
+
     died: float = 1e-5
     """Median update over weight, below which large steps have left no gradient (DeepDiagnosis)."""
 
@@ -73,7 +77,8 @@ class TooHigh(Rule):
         known = losses[np.isfinite(losses)]
         rose = began and bool(known.max() > 3 * max(abs(float(losses[0])), 1e-12))
         is_hurt = not case.generalises or (case.left is not None and case.left > 0.5)
-        is_extreme = rose and largest > 10 * self.large and run.val_loss is not None
+        is_known = run.val_loss is not None or self._comes_back(losses)
+        is_extreme = rose and largest > 10 * self.large and is_known
         if case.learns and not (is_extreme and is_hurt):
             return
         lost = began and not np.isfinite(losses[-3:]).any()
@@ -81,6 +86,7 @@ class TooHigh(Rule):
         unsettled = shape is not None and not case.is_settled and shape.best < 0.8 * shape.first
         at_guess = self._is_no_better_than_a_guess(case)
         has_died = largest > self.large and usual < self.died and at_guess
+        has_faded = largest > self.large / 2 and self._has_faded(case) and at_guess
         swings = usual > 0.003 and (unsettled or (rose and worse))
         if largest > 10 * self.large and (rose or lost or worse):
             confidence = 0.9
@@ -88,6 +94,8 @@ class TooHigh(Rule):
             confidence = 0.8
         elif largest > 3 * self.large and at_guess:
             confidence = 0.75 if rose else 0.6
+        elif has_faded:
+            confidence = 0.8
         elif has_died or (swings and case.is_judged_by_loss):
             confidence = 0.7
         else:
@@ -115,6 +123,19 @@ class TooHigh(Rule):
             SOURCE,
         )
 
+    def _comes_back(self, losses: Floats) -> bool:
+        """Whether losses many times the usual one go on to the end."""
+        half = losses[len(losses) // 2 :]
+        return half.size >= 20 and bool(np.quantile(half, 0.9) > self.back * np.median(half) > 0)
+
+    def _has_faded(self, case: Case) -> bool:
+        """Whether the first layers' gradient was sound, and became nothing in a few steps."""
+        gradients = case.run.probes.gradient_rms[:, case.run.matrices]
+        if gradients.shape[1] < 4 or len(gradients) < 4:
+            return False
+        first, last = gradients[0], np.nanmedian(gradients[len(gradients) // 2 :], axis=0)
+        return bool(first[0] > 0.01 * first[-1] and last[0] < self.died * first[0])
+
     def _is_no_better_than_a_guess(self, case: Case) -> bool:
         chance = None if case.may_be_adversary else case.task.chance
         return case.loss is not None and chance is not None and case.loss.last > 0.9 * chance
@@ -139,21 +160,30 @@ class TooLow(Rule):
     far: float = 1.0
     """Reach from which steps that have become small did so because the gradients died."""
 
+    left: float = 0.5
+    """Share of a guess's loss that is left where a schedule has ended early, from which that is too
+    early though something was learnt."""
+
+    usual_lr: float = 0.01
+    """Rate of SGD that is usual: a step that is too small all the same is a small gradient's."""
+
     min_steps: int = 30
 
     def judge(self, case: Case) -> Iterator[Finding]:
         run, shape = case.run, case.loss
         ratio = ratios(case)
         ratio = ratio[np.isfinite(ratio)]
-        if run.step < self.min_steps or ratio.size < 4 or case.learns:
+        if run.step < self.min_steps or ratio.size < 4:
+            return
+        usual = float(np.median(ratio))
+        has_ended = self._has_ended(case, usual)
+        if case.learns and not (has_ended and case.left is not None and case.left > self.left):
             return
         gradients = np.nansum(run.probes.gradients[..., L2], axis=1)
-        usual = float(np.median(ratio))
         is_off = not run.probes.lrs[-1].any() or run.skipped_steps > 0.5 * run.step
         if not (gradients > 0).mean() > 0.5 or (usual == 0 and is_off):
             return
         reach = float(np.mean(ratio)) * run.step
-        has_ended = self._has_ended(case, usual)
         if reach > self.far and not has_ended:
             return
         stands = shape is not None and (
@@ -163,10 +193,18 @@ class TooLow(Rule):
         crawls = usual < self.fair and self._crawls(case)
         if not (slow and (stands or shape is None)) and not crawls:
             return
+        optimizer = run.optimizer
+        is_lr = (
+            optimizer is None
+            or optimizer.is_adaptive
+            or float(run.probes.lrs[0].max()) < self.usual_lr
+            or case.is_clipped
+            or has_ended
+        )
         yield Finding(
             "lr-too-low",
             "warning",
-            0.85 if stands and usual < self.usual else 0.6 if slow and stands else 0.45,
+            0.45 if not (slow and stands) else 0.85 if usual < self.usual and is_lr else 0.6,
             f"a step changes the weights by {usual:.1g} of their size; all {run.step} steps "
             "together "
             f"could not have moved them by more than {reach:.1g}",

@@ -41,7 +41,7 @@ class ThroughTime(Rule):
     """
 
     codes = ("vanishing-gradient", "exploding-gradient")
-    needs = ("steps", "inputs", "outputs", "loss")
+    needs = ("steps",)
 
     long: int = 30
     """Steps of a sequence, at least. A loss soon shows what depends on fewer."""
@@ -55,6 +55,9 @@ class ThroughTime(Rule):
     grown: float = 1e6
     """What a sequence makes of a gradient, at least, in a run that is lost."""
 
+    usual_length: int = 50
+    """Steps of a sequence, where inputs are not observed."""
+
     open_gate: float = 0.4
     """Root mean square of an LSTM's biases, from which its forget gate may be held open (by 1 in a
     quarter of them: Jozefowicz et al. 2015)."""
@@ -62,20 +65,26 @@ class ThroughTime(Rule):
     def judge(self, case: Case) -> Iterator[Finding]:
         run, n_steps = case.run, length(case)
         places = [i for i, layer in enumerate(run.layers) if "weight_hh" in layer.name]
-        if n_steps < self.long or not places or not len(run.probes.steps) or case.learns:
+        if not places or not len(run.probes.steps) or case.learns:
             return
         names = tuple(run.layers[i].name for i in places)
         # The largest counts: what passes one layer's recurrence has passed. NaN if one is unknown.
-        grown, kept = (
-            np.max([self._factor(case, i, probe) for i in places]) ** n_steps for probe in (0, -1)
+        first, last = (
+            float(np.max([self._factor(case, i, probe) for i in places])) for probe in (0, -1)
         )
-        loss, shape = case.run.loss, case.loss
-        if grown > self.grown and loss is not None and not np.isfinite(loss.values[-3:]).any():
-            yield self._exploding(float(grown), n_steps, names)
-        if kept < self.kept and shape is not None:
+        if self._is_lost(case) and first ** (n_steps or self.usual_length) > self.grown:
+            yield self._exploding(first, n_steps, names)
+        shape, kept = case.loss, last**n_steps
+        if kept < self.kept and n_steps >= self.long and shape is not None:
             start = case.task.chance if case.task.chance is not None else abs(shape.first)
             if start > 0 and self.left < shape.last / start < 1.2:
-                yield self._vanishing(float(kept), n_steps, names)
+                yield self._vanishing(kept, n_steps, names)
+
+    def _is_lost(self, case: Case) -> bool:
+        loss, nonfinite = case.run.loss, case.run.recent_nonfinite
+        if loss is not None:
+            return not np.isfinite(loss.values[-3:]).any()
+        return bool(len(nonfinite) and (np.nansum(nonfinite, axis=1) > 0).all())
 
     def _factor(self, case: Case, place: int, probe: int) -> float:
         """Return what a step multiplies a gradient by, about; NaN where it cannot be told."""
@@ -111,18 +120,18 @@ class ThroughTime(Rule):
             names,
         )
 
-    def _exploding(self, grown: float, n_steps: int, names: tuple[str, ...]) -> Finding:
+    def _exploding(self, factor: float, n_steps: int, names: tuple[str, ...]) -> Finding:
         return Finding(
             "exploding-gradient",
             "error",
-            0.93,
-            f"over sequences of {n_steps} steps the recurrent weights multiply a signal and its "
-            f"gradient by about {grown:.1g}",
+            0.95,
+            f"the recurrent weights multiply a signal and its gradient by about {factor:.2g} in "
+            "every step of a sequence" + (f", of which there are {n_steps}" if n_steps else ""),
             (
                 "start recurrent weights at the identity or orthogonal, not larger",
                 'clip: gradstat.attach(optimizer, model, clip="auto")',
             ),
-            (Measure("growth over a sequence", grown, threshold=self.grown),),
+            (Measure("growth in a step", factor, threshold=1.0),),
             "Pascanu et al. 2013, 1211.5063, section 2.1; Girko 1984",
             names,
             (1,),

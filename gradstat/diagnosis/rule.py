@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstat.diagnosis.curve import Shape, shape_of
-from gradstat.diagnosis.evidence import Batch, Evidence, Floats
+from gradstat.diagnosis.evidence import ABS_MAX, L2, Batch, Evidence, Floats
 from gradstat.diagnosis.finding import Finding
 from gradstat.diagnosis.task import Task
 
@@ -69,27 +69,27 @@ class Case:
     @cached_property
     def is_supervised(self) -> bool:
         """Whether there are targets: without them a loss need not fall for a run to be well."""
-        return bool(self.task.with_targets)
+        return bool(self.task.with_targets) or self.run.val_loss is not None
 
     @cached_property
     def may_be_adversary(self) -> bool:
-        """Whether this may be the critic of a GAN, which a good generator keeps at a guess."""
-        return self.task.kind == "binary" and self.run.val_loss is None
+        """Whether this may be the critic of a GAN, which a good generator keeps at a guess.
 
-    @cached_property
-    def is_adversary(self) -> bool:
-        """Whether this is the critic of a GAN: real rows and made ones come in blocks.
-
-        In shuffled batches of two classes that does not happen.
+        It has two classes, real and made, and they come in blocks: not so in shuffled batches.
         """
-        if not self.may_be_adversary or len(self.task.paired) < 3:
+        if self.task.kind != "binary" or self.run.val_loss is not None:
             return False
         changes = [
             np.count_nonzero(np.diff(batch.targets.ravel()))
             for batch in self.task.paired
             if batch.targets is not None
         ]
-        return bool(max(changes) <= 1)
+        return bool(max(changes, default=0) <= 1)
+
+    @cached_property
+    def is_adversary(self) -> bool:
+        """Whether that is sure enough to say nothing of its loss."""
+        return self.may_be_adversary and len(self.task.paired) >= 3
 
     @cached_property
     def is_judged_by_loss(self) -> bool:
@@ -110,6 +110,15 @@ class Case:
         return bool(last < low and last < 2 * val.finite.min())
 
     @cached_property
+    def is_steady(self) -> bool:
+        """Whether the validation loss has hardly moved; nothing, where a guess's is known."""
+        val = self.run.val_loss
+        if val is None or self.task.val_chance is not None or len(val.finite) < 5:
+            return False
+        low, middle, high = np.quantile(val.finite, [0.1, 0.5, 0.9])
+        return bool(high - low < 0.75 * abs(middle))
+
+    @cached_property
     def learns(self) -> bool | None:
         """Whether the run has clearly got somewhere; None where nothing tells.
 
@@ -127,7 +136,53 @@ class Case:
             return self.skill > 1 / 3 and self.is_settled is not False
         if shape is None:
             return None
-        return bool(self.is_settled) and shape.last < 0.7 * (chance if chance else shape.first)
+        return bool(self.is_settled) and shape.last < 0.7 * (chance if chance else self._start)
+
+    @property
+    def _start(self) -> float:
+        """What the loss began with: its very first value, if it has grown at once."""
+        assert self.loss is not None
+        assert self.run.loss is not None
+        very_first = float(self.run.loss.values[0])
+        return very_first if 0 < very_first < self.loss.first / 3 else self.loss.first
+
+    @cached_property
+    def is_unfed(self) -> bool:
+        """Whether the first layer's inputs are all 0: its bias gets a gradient, its weights none.
+
+        As training begins; what feeds it may learn to give a constant.
+        """
+        probes, layers = self.run.probes, self.run.layers
+        if not len(self.run.matrices) or not len(probes.steps) or probes.steps[0] != 1:
+            return False
+        first = self.run.matrices[0]
+        owner = layers[first].name.rpartition(".")[0]
+        biases = [
+            i for i, layer in enumerate(layers)
+            if len(layer.shape) == 1 and layer.name.rpartition(".")[0] == owner
+        ]  # fmt: skip
+        largest = probes.gradients[0, :, ABS_MAX]
+        return bool(largest[first] == 0 and (largest[biases] > 0).any())
+
+    @cached_property
+    def is_clipped(self) -> bool:
+        """Whether the gradients have been scaled to the same norm before each step."""
+        norms = np.sqrt(np.nansum(self.run.probes.gradients[..., L2] ** 2, axis=1))
+        return bool(norms.size > 1 and norms.std() < 1e-3 * norms.mean())
+
+    @cached_property
+    def growth(self) -> float:
+        """What the first weights of a plain stack of layers make of a signal's size, about: log10.
+
+        Each multiplies it by its gain over the root of 2, which ReLU takes (He et al. 2015,
+        1502.01852). Where next to nothing is left, what comes out is the biases'.
+        """
+        run = self.run
+        if not len(run.probes.steps) or len(run.matrices) < 2:
+            return 0.0
+        fans = np.sqrt([run.layers[i].fan_in for i in run.matrices[:-1]])
+        gains = run.probes.weight_rms[0, run.matrices[:-1]] * fans / np.sqrt(2)
+        return float(np.nansum(np.log10(np.maximum(gains, 1e-30))))
 
     @cached_property
     def late_probes(self) -> NDArray[np.bool_]:

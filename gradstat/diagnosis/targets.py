@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -76,7 +77,8 @@ class Leak(Rule):
             both_integers = {"inputs", "targets"} <= batch.integers
             count = min(batch.inputs.size, batch.targets.size)
             inputs, targets = batch.inputs.ravel()[:count], batch.targets.ravel()[:count]
-            if not both_integers or batch.shapes["inputs"] != batch.shapes["targets"]:
+            sizes = {math.prod(batch.shapes[name]) for name in ("inputs", "targets")}
+            if not both_integers or len(sizes) > 1:
                 return
             if (inputs != targets).any():
                 return
@@ -92,6 +94,45 @@ class Leak(Rule):
             (Measure("targets that equal their inputs", 1.0, "share", threshold=1.0),),
             "definition of a language model's loss",
         )
+
+
+@dataclass(frozen=True)
+class MissingTargets(Rule):
+    """Numbers among which one far from all others comes again and again: it stands for none."""
+
+    codes = ("bad-targets",)
+    needs = ("targets",)
+
+    beyond: float = 20.0
+    """Distance from the median of the others, over the range of their middle four fifths."""
+
+    share: float = 0.005
+    """Share of the targets that are that number, at least; and three of them."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        values = case.task.targets[np.isfinite(case.task.targets)]
+        if case.task.kind != "numbers" or values.size < 64:
+            return
+        for code in (float(values.min()), float(values.max())):
+            others = values[values != code]
+            count = values.size - others.size
+            if others.size < count or count < max(3, self.share * values.size):
+                continue
+            low, middle, high = np.quantile(others, [0.1, 0.5, 0.9])
+            distance = abs(code - middle) / (high - low) if high > low else 0.0
+            if distance > self.beyond:
+                yield Finding(
+                    "bad-targets",
+                    "error",
+                    0.9,
+                    f"{count / values.size:.1%} of the targets are exactly {code:.6g}, far from "
+                    "all others: it seems to stand for a missing value, and rules the loss",
+                    ("leave these rows out, or mask them in the loss",),
+                    (Measure("distance from the median", distance, "of the others' range",
+                             threshold=self.beyond),),
+                    "the square of an outlier outweighs all other rows",
+                )  # fmt: skip
+                return
 
 
 @dataclass(frozen=True)
@@ -144,6 +185,10 @@ class RandomTargets(Rule):
     orderly: float = 1.5
     """Largest loss over that of a guess, at most, in a run whose steps are no reason for it."""
 
+    moves: float = 1e-5
+    """Spread of the loss from step to step over that of a guess, below which a run has stopped. It
+    goes to and fro with targets that do not fit."""
+
     long: int = 30
     """Steps of a sequence from which a recurrent network may forget what the target depends on, so
     that nothing learnt says little of the targets (Bengio et al. 1994, doi:10.1109/72.279181)."""
@@ -159,7 +204,7 @@ class RandomTargets(Rule):
             if case.task.val_chance is None:
                 return
             best, judged = float(val.finite.min()), "validation"
-            if not case.learns and 0.8 * chance < val.finite[0] < chance:
+            if not case.learns and best > 0.85 * chance and val.finite[0] < chance:
                 best *= chance / float(val.finite[0])  # the guess's own on these rows
             half = val.finite[len(val.finite) // 2 :]
             falls = half[0] - half[-1] > self.falls * abs(half[-1])
@@ -175,11 +220,13 @@ class RandomTargets(Rule):
             return
         if case.learns and shape.last > 0.9 * best:  # right, and not by heart: it may yet learn
             return
+        has_stopped = judged == "training" and shape.noise < self.moves * chance
+        is_excused = has_stopped or length(case) >= self.long
         confidence = 0.68 if shape.peak < self.orderly * chance else 0.5
         yield Finding(
             "bad-targets",
             "warning",
-            0.7 if case.learns else 0.35 if length(case) >= self.long else confidence,
+            0.7 if case.learns else 0.35 if is_excused else confidence,
             f"the weights have moved far, but {judged} is never better than a guess: the targets "
             "seem to have nothing to do with the inputs",
             (

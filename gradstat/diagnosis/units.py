@@ -24,49 +24,66 @@ class DeadUnits(Rule):
     fall: float = 0.3
     """Share of the loss that is gained, from which a layer that is dead in part is no matter."""
 
+    most: float = 0.9
+    """Share of all units, from which dead ones matter though the few that are left learn."""
+
+    left: float = 0.5
+    """Share of a guess's loss that is left then, at least."""
+
+    alive: float = 1e-6
+    """Gradient over weight, root mean squares, in the first step, from which a gradient that is 0
+    later has died, and has not faded on its way."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
+        if case.is_unfed:
+            return
         # What a softmax leaves out is not dead: it is shut by the others.
         sites = [site for site in run.sites if site.units and site.kind != "softmax"]
         dead = [site for site in sites if site.dead_units > self.share * site.units]
-        if sites:
-            if not dead:
-                return
+        if dead:
             falls = case.loss is not None and case.is_settled and case.loss.fall > self.fall
-            if falls and not any(site.dead_units == site.units for site in dead):
-                return
             share = sum(s.dead_units for s in sites) / sum(s.units for s in sites)
+            is_hampered = share > self.most and case.left is not None and case.left > self.left
+            if falls and not is_hampered and not any(s.dead_units == s.units for s in dead):
+                return
             yield self._finding(
-                case, tuple(s.name for s in dead),
+                tuple(s.name for s in dead),
                 Measure("dead units", max(s.dead_units / s.units for s in dead), "of a layer",
                         threshold=self.share),
-                0.9 if share > 0.3 or any(s.dead_units == s.units for s in dead) else 0.6,
+                (0.8 if case.growth < -3 else 0.93)
+                if share > 0.3 or any(s.dead_units == s.units for s in dead)
+                else 0.6,
+                is_harmless=bool(case.learns) and not is_hampered,
             )  # fmt: skip
             return
         silent = self._without_gradient(case)
-        if silent:
+        if silent and (not sites or len(silent) == len(run.matrices)):
             yield self._finding(
-                case, silent, Measure("layers without any gradient", len(silent)), 0.7
+                silent, Measure("layers without any gradient", len(silent)), 0.7,
+                is_harmless=bool(case.learns),
             )  # fmt: skip
 
     def _without_gradient(self, case: Case) -> tuple[str, ...]:
-        """Return weights whose gradients are exactly zero, before one that lives."""
+        """Return weights whose gradients have become exactly zero, before one that lives."""
         run = case.run
         if len(run.matrices) < 2 or len(run.probes.steps) < 4:
             return ()
         largest = run.probes.gradients[case.late_probes, :, ABS_MAX]
         is_silent = (largest == 0).all(0)
+        if run.sites:  # none is dead: they died after steps that the window holds
+            is_silent &= run.probes.gradient_rms[0] > self.alive * run.probes.weight_rms[0]
         names = [run.layers[i].name for i in run.matrices if is_silent[i]]
         lives = bool((largest[:, run.matrices[-1] :] > 0).any())
         return tuple(names) if lives else ()
 
     def _finding(
-        self, case: Case, layers: tuple[str, ...], seen: Measure, confidence: float
+        self, layers: tuple[str, ...], seen: Measure, confidence: float, *, is_harmless: bool
     ) -> Finding:
         return Finding(
             "dead-units",
-            "info" if case.learns else "error",
-            0.4 * confidence if case.learns else confidence,
+            "info" if is_harmless else "error",
+            0.4 * confidence if is_harmless else confidence,
             "units give zero for every sample, so no gradient reaches the weights before them",
             (
                 "lower lr: one large step can push biases below zero for good",
@@ -89,7 +106,7 @@ class Saturated(Rule):
     share: float = 0.5
     """Share of a layer's outputs at the ends; at y = 0.99 the derivative of sigmoid is 0.01."""
 
-    good: float = 0.8
+    good: float = 0.9
     """Skill from which it does no harm."""
 
     def judge(self, case: Case) -> Iterator[Finding]:

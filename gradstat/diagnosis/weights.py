@@ -32,6 +32,10 @@ class Initialization(Rule):
     small: float = 0.03
     """Gain below which a layer lets hardly anything through. GPT-2's 0.02 at width 64 is 0.16."""
 
+    faint: float = 0.1
+    """The same where no normalisation follows, the layers together leave 0.3 % of a signal, and
+    nothing is learnt."""
+
     large_embedding: float = 10.0
     """Deviation of an embedding, above; torch's default is 1, GPT-2's 0.02."""
 
@@ -41,6 +45,10 @@ class Initialization(Rule):
     nearly_all: float = 0.8
     """Share of the weights that start constant, above which no design explains it, as it may where
     residual branches or adapters start at 0, though the run learns."""
+
+    left: float = 0.2
+    """Share of a guess's loss that is left, above which signals that grow a thousandfold are worth
+    a warning though the run learns: from such a start any loss falls."""
 
     bias: float = 3.0
     """Root mean square of a bias that shuts or saturates its layer whatever comes in."""
@@ -75,7 +83,12 @@ class Initialization(Rule):
             )
             return
         usual = float(np.median(gains[trained & ~constant])) if (trained & ~constant).any() else 1.0
-        if usual > self.large or usual < self.small:
+        is_hampered = case.left is None or case.left > self.left
+        if usual > self.large and case.growth > 3 and case.learns and is_hampered:
+            severity, scale = "warning", 0.7
+        fades = usual < self.faint and case.growth < -2.5 and not case.learns
+        fades = fades and run.model is not None and not any("Norm" in m for m in run.model.modules)
+        if usual > self.large or usual < self.small or fades:
             yield self._finding(
                 f"weights start at {usual:.2g} times the size that keeps a signal's size: it "
                 + ("grows" if usual > 1 else "shrinks")
@@ -85,7 +98,9 @@ class Initialization(Rule):
                 severity,
                 layers=[la.name for la in layers],
                 seen=Measure(
-                    "median gain", usual, threshold=self.large if usual > 1 else self.small
+                    "median gain",
+                    usual,
+                    threshold=self.large if usual > 1 else self.faint if fades else self.small,
                 ),
             )
         biases = [i for i, layer in enumerate(run.layers) if len(layer.shape) == 1]

@@ -58,7 +58,7 @@ def _(watch: Watch) -> nn.Module:
 
 @program(
     "cnn/digits/sorted-by-class",
-    causes=("bad-inputs", "oscillating-loss"),
+    causes=("class-imbalance", "bad-inputs", "oscillating-loss"),
     operator="training data not shuffled",
     half="tuning",
 )
