@@ -53,9 +53,10 @@ class Loan:
 
     def end_step(self) -> None:
         """Restore everything that is still out, and what a skipped step changed in its groups."""
-        for group, numbers in self._numbers:
-            group.update(numbers)
-        self.give_back()
+        if self._numbers or self.is_out:
+            for group, numbers in self._numbers:
+                group.update(numbers)
+            self.give_back()
 
     def give_back(self) -> None:
         """Restore everything that is still out."""

@@ -77,8 +77,7 @@ class Recorder:
         The window starts anew where the names are others.
         """
         window = self.window
-        is_here = window is not None and window.device == device
-        if window is not None and is_here and window.names in (names, tuple(names)):
+        if window is not None and window.device == device and window.names == tuple(names):
             return False
         self._make_room(names, device)
         return True
@@ -109,7 +108,8 @@ class Recorder:
         if self.is_recording:
             window = self.window
             window.open(self.step + 1)
-            window.put(window.weights, self._weights)
+            if self.wants_weights:
+                window.put(window.weights, self._weights)
             table, self.decision = window.tables[window.newest], window.decisions[window.newest]
         return table, self.decision
 
@@ -139,9 +139,11 @@ class Recorder:
 
         Nothing is known of it where it has put others, or of another shape, in their place.
         """
+        if not self._before:
+            return
         before, self._before = self._before, []
         window = self.window
-        if not before or window is None or not window.steps or window.steps[-1] != self.step:
+        if window is None or not window.steps or window.steps[-1] != self.step:
             return
         if [old.shape for old in before] == [new.shape for new in parameters]:
             changes = [new.detach() - old for new, old in zip(parameters, before, strict=True)]
