@@ -207,7 +207,8 @@ class Evidence:
     """Numbers of the last recorded steps: (w,)."""
 
     recent_nonfinite: Floats
-    """NaN and Inf in each gradient in those steps: (w, layers); NaN where it is missing."""
+    """NaN and Inf in each gradient in those steps: (w, layers); NaN where it is missing beside
+    one that holds some."""
 
     decisions: Floats
     """Decisions on those steps: (w, 6), as `Monitor.decisions`."""
