@@ -49,8 +49,10 @@ def amp_scalar(
 
     On the device it is on, if none is named.
     """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return None
     value = getattr(optimizer, name, None)
-    if value is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
+    if value is None:
         return None
     value = torch.as_tensor(value).detach()
     return value.to(device or value.device, torch.float32).reshape(())

@@ -64,7 +64,9 @@ class Probes:
 
         self.names: Sequence[str] = ()
         self._stride = FIRST_STRIDE
-        self._under_way: Probe | None = None
+        self.under_way: Probe | None = None
+        """That of the step under way, if it is probed."""
+
         self._before: Sequence[Tensor] = ()
         self._has_large = False
         self.failure = ""
@@ -73,7 +75,7 @@ class Probes:
     def stop(self, why: str) -> None:
         """Probe no step from now on, and forget those that were."""
         self.failure = why
-        self._under_way = None
+        self.under_way = None
         self.kept.clear()
 
     def is_due(self, step: int) -> bool:
@@ -83,16 +85,11 @@ class Probes:
         return step <= FIRST_STEPS or step % self._stride == 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_under_way": None, "_before": ()}  # a copy is for reading
+        return self.__dict__ | {"under_way": None, "_before": ()}  # a copy is for reading
 
     def forget_after(self, step: int) -> None:
         """Drop the probes of later steps: the run goes back there."""
         self.kept = [probe for probe in self.kept if probe.step <= step]
-
-    @property
-    def is_under_way(self) -> bool:
-        """Whether the step under way is probed."""
-        return self._under_way is not None
 
     def begin(
         self,
@@ -114,11 +111,11 @@ class Probes:
         lrs = tuple(_frozen(group.get("lr", float("nan"))) for group in groups)
         with self._or_not_at_all():
             self._before = torch._foreach_mul(self._slices(parameters), 1.0)
-            self._under_way = Probe(step, lrs)
+            self.under_way = Probe(step, lrs)
 
     def put_gradients(self, table: Tensor, parameters: Sequence[Tensor]) -> None:
         """Keep the table of this step's gradients, if the step is probed."""
-        probe = self._under_way
+        probe = self.under_way
         if probe is None:
             return
         probe.gradients = table.clone()
@@ -128,7 +125,7 @@ class Probes:
 
     def finish(self, parameters: Sequence[Tensor]) -> None:
         """Measure what the step did to the parameters, and keep the probe."""
-        probe, self._under_way = self._under_way, None
+        probe, self.under_way = self.under_way, None
         before, self._before = self._before, ()
         if probe is None:
             return

@@ -139,11 +139,9 @@ class Recorder:
 
         Nothing is known of it where it has put others, or of another shape, in their place.
         """
-        if not self._before:
-            return
         before, self._before = self._before, []
         window = self.window
-        if window is None or not window.steps or window.steps[-1] != self.step:
+        if not before or window is None or not window.steps or window.steps[-1] != self.step:
             return
         if [old.shape for old in before] == [new.shape for new in parameters]:
             changes = [new.detach() - old for new, old in zip(parameters, before, strict=True)]

@@ -204,7 +204,8 @@ class Seam:
         if self._has_nested and steps_under_way(optimizer) > 1:
             return
         self._is_stepping = self._has_nested = False
-        self._loan.end_step()
+        if self._loan.is_out:
+            self._loan.end_step()
         if self._is_phantom:
             return
         self._recorder.step += 1
@@ -216,8 +217,9 @@ class Seam:
         """Measure what the step has done."""
         recorder = self._recorder
         self._overflows.look()
-        recorder.finish(parameters)
-        if self._probes.is_under_way:
+        if recorder.wants_updates:
+            recorder.finish(parameters)
+        if self._probes.under_way is not None:
             self._probes.finish(parameters)
         self._accumulation.remember(parameters)
         if self._activations is not None:
@@ -249,10 +251,12 @@ class Seam:
     def _measure_and_clip(self, optimizer: Optimizer) -> None:
         """Measure these gradients and do with them what the policy says."""
         recorder, clipper, parameters = self._recorder, self._clipper, self._parameters
-        overflow = amp_scalar(optimizer, "found_inf")
+        overflow = grad_scale = None
+        if getattr(optimizer, "found_inf", None) is not None:
+            overflow = amp_scalar(optimizer, "found_inf")
         if overflow is not None:
             self._overflows.heard(overflow)
-        is_probed = self._probes.is_under_way
+        is_probed = self._probes.under_way is not None
         is_looked_at = recorder.is_recording or is_probed
         only_measures = self._only_watches and not clipper.acts
         if only_measures and not is_looked_at:
@@ -266,7 +270,8 @@ class Seam:
             clipper.bind(self.watched.names, device)
         table, out = recorder.rows()
         is_host = _is_host(device)
-        grad_scale = amp_scalar(optimizer, "grad_scale", device)
+        if getattr(optimizer, "grad_scale", None) is not None:
+            grad_scale = amp_scalar(optimizer, "grad_scale", device)
         found_inf = None if is_host else self._found_inf_for(optimizer, device)
         bins = clipper.measure(
             batch,
