@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+
 class Accumulation:
     """Follows the gradient of one parameter from step to step.
 
