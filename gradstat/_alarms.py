@@ -106,11 +106,11 @@ class Alarms:
         """Warn where the gradients come clipped; looks once in a while."""
         if "clipped before" in self._told:
             return
-        if window.newest - self._looked_at >= STEPS_BETWEEN_LOOKS and self._decisions.is_idle:
+        if self._decisions.is_idle:
+            if window.newest - self._looked_at < STEPS_BETWEEN_LOOKS:
+                return
             self._looked_at = window.newest
             self._decisions.start(window.decisions.data[:, _kernels.OUT_NORM])
-        elif self._decisions.is_idle:
-            return
         norms = self._decisions.take()
         if norms is not None and are_clipped(norms.numpy()):
             self._tell(

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +23,7 @@ MAX_INPUT_ROWS = 32
 MAX_ELEMENTS = 65536
 
 
-@dataclass(frozen=True)
-class TensorSample:
+class TensorSample(NamedTuple):
     """Some rows of a tensor."""
 
     rows: Tensor
@@ -122,12 +120,15 @@ def _rows_of_pair(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | N
     Classes: outputs (N, C, ...) or (..., C) beside targets without that dimension become (n, C) and
     (n,). Equal shapes become (N, k) each.
     """
-    if outputs.shape == targets.shape:
-        return (outputs, targets) if outputs.dim() > 0 else None
-    if outputs.dim() == targets.dim() + 1 and not targets.is_floating_point():
-        if outputs.dim() > 1 and outputs.shape[:1] + outputs.shape[2:] == targets.shape:
+    shape, wanted = outputs.shape, targets.shape
+    if shape == wanted:
+        return (outputs, targets) if shape else None
+    if len(shape) == len(wanted) + 1 and not targets.is_floating_point():
+        if len(shape) == 2 and shape[0] == wanted[0]:
+            return outputs, targets
+        if len(shape) > 2 and shape[:1] + shape[2:] == wanted:
             return outputs.movedim(1, -1).flatten(0, -2), targets.flatten()
-        if outputs.shape[:-1] == targets.shape:
+        if shape[:-1] == wanted:
             return outputs.flatten(0, -2), targets.flatten()
     return None
 

@@ -31,6 +31,9 @@ from gradstat.diagnosis.evidence import (
 )
 
 Floats = NDArray[np.float64]
+
+_NUMPY = (torch.float32, torch.float64, torch.float16, torch.int64, torch.uint8, torch.bool)
+"""Dtypes that NumPy has too, and reads without a copy."""
 Named = Sequence[tuple[str, nn.Parameter]]
 
 
@@ -62,13 +65,17 @@ def facts_of(optimizer: Optimizer, watched: Watched) -> Facts:
 def curve_of(observations: Iterable[Observation]) -> Curve:
     """Return scalars as arrays. Synchronises once where some lie on a device."""
     seen = list(observations)
-    values = np.array([s.value if isinstance(s.value, float) else np.nan for s in seen])
-    late = [i for i, s in enumerate(seen) if isinstance(s.value, Tensor) and not s.value.is_meta]
+    steps = np.array([step for step, _ in seen], np.int64)
+    given = [value for _, value in seen]
+    if set(map(type, given)) == {float}:
+        return Curve(steps, np.array(given))
+    values = np.array([value if isinstance(value, float) else np.nan for value in given])
+    late = [i for i, v in enumerate(given) if isinstance(v, Tensor) and not v.is_meta]
     if late:
-        tensors = [_real(seen[i].value).reshape(()) for i in late]
+        tensors = [_real(given[i]).reshape(()) for i in late]
         device = tensors[0].device  # a run may go on on another one
         values[late] = torch.stack([t.to(device) for t in tensors]).cpu().numpy()
-    return Curve(np.array([s.step for s in seen], np.int64), values)
+    return Curve(steps, values)
 
 
 def probes_of(kept: Sequence[Probe], n_layers: int) -> Probes:
@@ -79,10 +86,12 @@ def probes_of(kept: Sequence[Probe], n_layers: int) -> Probes:
         """Return tables without their totals."""
         if not tables:
             return np.zeros((0, n_rows, _kernels.NUM_COLUMNS))
-        missing = torch.full((n_rows + 1, _kernels.NUM_COLUMNS), torch.nan, dtype=torch.float64)
-        device = next((t.device for t in tables if t is not None), torch.device("cpu"))
-        filled = [missing.to(device) if t is None else t for t in tables]
-        host: Floats = torch.stack(filled).cpu().numpy()
+        known = [table for table in tables if table is not None]
+        if len(known) < len(tables):
+            some = known[0] if known else torch.empty(0, dtype=torch.float64)
+            missing = some.new_full((n_rows + 1, _kernels.NUM_COLUMNS), torch.nan)
+            known = [missing if table is None else table for table in tables]
+        host: Floats = torch.stack(known).cpu().numpy()
         return host[:, :-1]
 
     gradients = stacked([probe.gradients for probe in done], n_layers)
@@ -131,18 +140,24 @@ def layers_of(
     """Return what is known of each watched parameter."""
     owners: dict[int, str] = {}
     for module in modules:
-        for parameter in module._parameters.values():
-            owners.setdefault(id(parameter), type(module).__name__)
-    groups = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        if module._parameters:
+            owner = type(module).__name__
+            for parameter in module._parameters.values():
+                owners.setdefault(id(parameter), owner)
+    groups = {
+        id(p): i for i, group in enumerate(optimizer.param_groups) if i for p in group["params"]
+    }
     return tuple(
-        Layer(
-            name=name,
-            shape=tuple(parameter.shape),
-            epsilon=_epsilon(parameter.dtype),
-            module=owners.get(id(parameter), ""),
-            group=groups.get(id(parameter), 0),
-        )
-        for name, parameter in zip(names, watched, strict=True)
+        [
+            Layer(
+                name,
+                tuple(parameter.shape),
+                _epsilon(parameter.dtype),
+                owners.get(key := id(parameter), ""),
+                groups.get(key, 0),
+            )
+            for name, parameter in zip(names, watched, strict=True)
+        ]
     )
 
 
@@ -202,14 +217,16 @@ def _drops(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.dropout._DropoutNd)
 
 
+def _to_numpy(rows: Tensor) -> Floats:
+    if rows.is_cpu and rows.dtype in _NUMPY and rows.layout is torch.strided:
+        return rows.numpy().astype(np.float64)
+    host: Floats = _real(rows.to_dense() if rows.is_sparse else rows).cpu().numpy()
+    return host
+
+
 def _real(value: Any) -> Tensor:
     tensor: Tensor = value.abs() if value.is_complex() else value
     return tensor.double()
-
-
-def _to_numpy(rows: Tensor) -> Floats:
-    host: Floats = _real(rows.to_dense() if rows.is_sparse else rows).cpu().numpy()
-    return host
 
 
 def _is_integer(kept: TensorSample) -> bool:

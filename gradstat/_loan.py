@@ -22,11 +22,8 @@ class Loan:
         self._optimizer: Any = None
         self._lent: Tensor | None = None
         self._own_found_inf: Any = _MISSING
-
-    @property
-    def is_out(self) -> bool:
+        self.is_out = False
         """Whether something has not been given back yet."""
-        return bool(self._gradients) or self._lent is not None
 
     def set_aside(self, optimizer: Any) -> None:
         """Leave the optimizer without gradients: it then changes neither parameters nor state.
@@ -41,6 +38,7 @@ class Loan:
                 if parameter.grad is not None:
                     self._gradients.append((parameter, parameter.grad))
                     parameter.grad = None
+        self.is_out = True
 
     def lend_found_inf(self, optimizer: Any, found_inf: Tensor) -> None:
         """Have a fused optimizer skip on the device where ``found_inf`` is 1, or its own one is."""
@@ -49,6 +47,7 @@ class Loan:
             # The kernels skip at exactly 1; a GradScaler sums over devices.
             found_inf = torch.maximum(own.to(found_inf.device).reshape(()), found_inf).clamp_(max=1)
         self._optimizer, self._own_found_inf, self._lent = optimizer, own, found_inf
+        self.is_out = True
         optimizer.found_inf = found_inf
 
     def end_step(self) -> None:
@@ -71,11 +70,13 @@ class Loan:
                 else:
                     self._optimizer.found_inf = self._own_found_inf
             self._optimizer, self._lent, self._own_found_inf = None, None, _MISSING
+        self.is_out = False
 
     def forget_gradients(self) -> None:
         """Drop what was set aside: a later step must not find an old gradient again."""
         self._gradients.clear()
         self._numbers.clear()
+        self.is_out = self._lent is not None
 
 
 class Held(tuple[Any, ...]):

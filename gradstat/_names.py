@@ -49,7 +49,9 @@ def named_parameters(
         return [(plain_name(name), p) for name, p in inner.named_parameters()]
     found: dict[int, tuple[str, nn.Parameter]] = {}
     for prefix, module in modules or modules_of(model):
-        for name, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) not in found:
-                found[id(parameter)] = plain_name(prefix + name), parameter
+        if module._parameters:
+            plain = plain_name(prefix)
+            for name, parameter in module._parameters.items():
+                if parameter is not None and id(parameter) not in found:
+                    found[id(parameter)] = plain + name, parameter
     return list(found.values())

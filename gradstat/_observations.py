@@ -26,7 +26,8 @@ MAX_SAMPLES = 40
 """Batches of which a sample is kept, spread evenly over the run."""
 
 
-_NUMBERS = bool | int | float | np.integer | np.floating | np.bool_
+_NUMBERS = (bool, int, float, np.integer, np.floating, np.bool_)
+_KNOWN = (Tensor, *_NUMBERS, type(None))
 
 Scalar = float | Tensor
 
@@ -116,25 +117,27 @@ class Observations:
         Raises:
             ArgumentTypeError: A value that is not of a batch is neither a number nor a tensor.
         """
-        for name, given in values.items():
-            if name not in BATCH_NAMES and not isinstance(given, _NUMBERS | Tensor | None):
-                raise ArgumentTypeError(
-                    f"observe({name}=...) must be a number or a tensor, got "
-                    f"{type(given).__name__}; pass for example loss=loss"
-                )
         scalars: dict[str, Scalar] = {}
         batch: dict[str, Tensor] = {}
         tables: dict[str, StatTable] = {}
         for name, given in values.items():
+            of_batch = name in BATCH_NAMES
+            if of_batch and not is_probed and type(given) is Tensor:
+                continue
+            if not (of_batch or isinstance(given, _KNOWN)):
+                raise ArgumentTypeError(
+                    f"observe({name}=...) must be a number or a tensor, got "
+                    f"{type(given).__name__}; pass for example loss=loss"
+                )
             try:
-                value = first_tensor(given) if name in BATCH_NAMES else given
+                value = first_tensor(given) if of_batch else given
                 if isinstance(value, _NUMBERS):
                     scalars[name] = float(value)
-                elif isinstance(value, Tensor) and name not in BATCH_NAMES and value.numel() == 1:
+                elif isinstance(value, Tensor) and not of_batch and value.numel() == 1:
                     scalars[name] = _scalar(value)
                 elif value is None or not is_probed:
                     continue
-                elif name in BATCH_NAMES:
+                elif of_batch:
                     batch[name] = readable(value)
                 else:
                     tables[name] = _table(name, value)
@@ -210,7 +213,7 @@ class Observations:
 
 
 def _scalar(value: Tensor) -> Scalar:
-    if type(value) is Tensor and value.device.type == "cpu" and not value.is_complex():
+    if type(value) is Tensor and value.is_cpu and not value.is_complex():
         return float(value.item())
     return value.detach().clone()
 

@@ -77,8 +77,7 @@ class Recorder:
         The window starts anew where the names are others.
         """
         window = self.window
-        is_here = window is not None and window.device == device
-        if window is not None and is_here and window.names in (names, tuple(names)):
+        if window is not None and window.device == device and window.names == tuple(names):
             return False
         self._make_room(names, device)
         return True
@@ -109,7 +108,8 @@ class Recorder:
         if self.is_recording:
             window = self.window
             window.open(self.step + 1)
-            window.put(window.weights, self._weights)
+            if self.wants_weights:
+                window.put(window.weights, self._weights)
             table, self.decision = window.tables[window.newest], window.decisions[window.newest]
         return table, self.decision
 

@@ -160,9 +160,9 @@ class Seam:
         self._is_phantom = "closure" in kwargs and _is_phantom(optimizer, kwargs, self._parameters)
         if self._is_phantom or self._has_failed:
             return None
-        self._attempt(self._begin, optimizer)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is not None and callable(closure):
+            self._attempt(self._begin, optimizer)
             measured = self._measured(closure, optimizer)
             if compiled:
                 measured = _untraced(measured)
@@ -171,7 +171,7 @@ class Seam:
             else:
                 kwargs = {**kwargs, "closure": measured}
             return (args if compiled else Held.of(args, self._loan, optimizer)), kwargs
-        self._handle(optimizer)
+        self._attempt(self._begin_and_measure, optimizer)
         if self._loan.is_out and not compiled:
             return Held.of(args, self._loan, optimizer), kwargs
         return None
@@ -187,11 +187,15 @@ class Seam:
             if self.watched.model is not None:
                 self.watched.others.note(self.watched.model, optimizer.param_groups)
 
+    def _begin_and_measure(self, optimizer: Optimizer) -> None:
+        self._begin(optimizer)
+        self._measure_and_clip(optimizer)
+
     def _measured(self, closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
         def measured_closure() -> Any:
             self._loan.give_back()
             loss = closure()
-            self._handle(optimizer)
+            self._attempt(self._measure_and_clip, optimizer)
             return loss
 
         return measured_closure
@@ -200,7 +204,8 @@ class Seam:
         if self._has_nested and steps_under_way(optimizer) > 1:
             return
         self._is_stepping = self._has_nested = False
-        self._loan.end_step()
+        if self._loan.is_out:
+            self._loan.end_step()
         if self._is_phantom:
             return
         self._recorder.step += 1
@@ -212,8 +217,9 @@ class Seam:
         """Measure what the step has done."""
         recorder = self._recorder
         self._overflows.look()
-        recorder.finish(parameters)
-        if self._probes.is_under_way:
+        if recorder.wants_updates:
+            recorder.finish(parameters)
+        if self._probes.under_way is not None:
             self._probes.finish(parameters)
         self._accumulation.remember(parameters)
         if self._activations is not None:
@@ -222,10 +228,6 @@ class Seam:
             self.alarms.look_at_skips(recorder.step, self._skipped, self._clipper.state)
         if recorder.is_recording and recorder.window is not None:
             self.alarms.look_at_norms(recorder.window)
-
-    def _handle(self, optimizer: Optimizer) -> None:
-        """Measure these gradients and do with them what the policy says."""
-        self._attempt(self._measure_and_clip, optimizer)
 
     def _attempt(self, action: Callable[[T], None], argument: T) -> None:
         """Do something, and give up watching rather than stop a run that is only watched."""
@@ -247,24 +249,30 @@ class Seam:
             torch._C._set_grad_enabled(was_enabled)
 
     def _measure_and_clip(self, optimizer: Optimizer) -> None:
+        """Measure these gradients and do with them what the policy says."""
         recorder, clipper, parameters = self._recorder, self._clipper, self._parameters
-        reads_scale = getattr(optimizer, "_step_supports_amp_scaling", False)
-        overflow = amp_scalar(optimizer, "found_inf") if reads_scale else None
+        overflow = grad_scale = None
+        if getattr(optimizer, "found_inf", None) is not None:
+            overflow = amp_scalar(optimizer, "found_inf")
         if overflow is not None:
             self._overflows.heard(overflow)
-        is_looked_at = recorder.is_recording or self._probes.is_under_way
-        if self._only_watches and not clipper.acts and not is_looked_at:
+        is_probed = self._probes.under_way is not None
+        is_looked_at = recorder.is_recording or is_probed
+        only_measures = self._only_watches and not clipper.acts
+        if only_measures and not is_looked_at:
             return
         batch = _kernels.gather(parameters, take_grad=True, name_of=self._name_of)
         if batch.is_empty:
             self.alarms.no_gradients()
             return
-        if recorder.bind(self.watched.names, batch.device):
-            clipper.bind(self.watched.names, batch.device)
+        device = batch.device
+        if recorder.bind(self.watched.names, device):
+            clipper.bind(self.watched.names, device)
         table, out = recorder.rows()
-        is_host = _is_host(batch.device)
-        grad_scale = amp_scalar(optimizer, "grad_scale", batch.device) if reads_scale else None
-        found_inf = None if is_host else self._found_inf_for(optimizer, batch.device)
+        is_host = _is_host(device)
+        if getattr(optimizer, "grad_scale", None) is not None:
+            grad_scale = amp_scalar(optimizer, "grad_scale", device)
+        found_inf = None if is_host else self._found_inf_for(optimizer, device)
         bins = clipper.measure(
             batch,
             table,
@@ -277,9 +285,9 @@ class Seam:
             recorder.histogram = Histogram(bins, grad_scale)
         if grad_scale is not None and (is_looked_at or clipper.has_rest):
             recorder.unscale(table, grad_scale)
-        if self._probes.is_under_way:
+        if is_probed:
             self._probes.put_gradients(table, parameters)
-        if self._only_watches and not clipper.acts:
+        if only_measures:
             return
         may_stop = clipper.may_skip or self._on_nonfinite == "raise"
         if found_inf is not None:

@@ -45,8 +45,11 @@ class Ring:
         return self._in_order(self._all, newest, count)
 
     def sums_up_to(self, newest: int, count: int, columns: tuple[int, int]) -> NDArray[np.float64]:
-        """Return the sums of two columns of these rows alone."""
+        """Return the sums of two columns of these rows alone, or zeros where the totals are 0."""
         first, second = columns
+        totals = self._all[:, -1, first] + self._all[:, -1, second]
+        if not totals.any():
+            return np.zeros((count, self._all.shape[1]))
         return self._in_order(self._all[..., first] + self._all[..., second], newest, count)
 
     def _in_order(self, rows: Tensor, newest: int, count: int) -> NDArray[np.float64]:

@@ -130,7 +130,8 @@ class Monitor(Readings):
         Example:
             >>> optimizer.gradstat.observe(loss=loss, outputs=logits)
         """
-        self._observations.add(self.step, values, is_probed=self._probes.is_due(self.step + 1))
+        step = self._recorder.step
+        self._observations.add(step, values, is_probed=self._probes.is_due(step + 1))
 
     def observed(self, name: str) -> list[Observation]:
         """Return what was observed under a name, oldest first; nothing under an unknown one."""

@@ -234,12 +234,13 @@ def test_every_rule_names_codes_needs_and_sources() -> None:
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_middle_is_the_median_of_what_is_finite(axis: int) -> None:
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+def test_middle_is_the_median_of_what_is_finite(axis: int, missing: float) -> None:
     generator = np.random.default_rng(0)
     for n in (1, 2, 5, 8):
         values = generator.normal(size=(n, n))
-        values[generator.random((n, n)) < 0.3] = np.nan
-        values[generator.random((n, n)) < 0.1] = np.inf
+        values[generator.random((n, n)) < missing] = np.nan
+        values[generator.random((n, n)) < missing / 3] = np.inf
         finite = np.where(np.isfinite(values), values, np.nan)
         expected = [
             np.median(row[~np.isnan(row)]) if (~np.isnan(row)).any() else np.nan
@@ -249,6 +250,18 @@ def test_middle_is_the_median_of_what_is_finite(axis: int) -> None:
 
 
 # ---- coverage ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_bad", [0, 3])
+def test_evidence_counts_nonfinite_elements_by_step_and_layer(n_bad: int) -> None:
+    weight, unused = (nn.Parameter(torch.ones(4)) for _ in range(2))
+    optimizer = gradstat.attach(torch.optim.SGD([weight, unused], 0.1))
+    for step in range(3):
+        weight.grad = torch.ones(4)
+        weight.grad[: n_bad if step == 1 else 0] = torch.nan
+        optimizer.step()
+    counts = optimizer.gradstat.evidence().recent_nonfinite  # type: ignore[attr-defined]
+    assert np.nan_to_num(counts).tolist() == [[0, 0], [n_bad, 0], [0, 0]]
 
 
 def test_coverage_says_what_was_missing() -> None:

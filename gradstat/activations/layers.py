@@ -22,6 +22,8 @@ _CONVOLUTIONS = {
 }
 """Dimensions that each is over, by ``__name__`` of the torch function."""
 
+_MAKERS = frozenset((*_FEATURES, *_SCORES, *_CONVOLUTIONS))
+
 _CHANNEL_NORMS = ("batch_norm", "group_norm", "instance_norm")
 _HAS_ROWS_OF_UNITS = ("linear", "conv1d", "conv2d", "conv3d")
 
@@ -53,8 +55,14 @@ class Layers:
 
     def __init__(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
         self._weights: dict[int, str] = {}
-        for name, weight in _named_weights(modules):
-            self._weights.setdefault(id(weight), name)
+        for prefix, module in modules:
+            # A replica of data parallelism has copies in the place of its parameters.
+            own: Mapping[str, Tensor | None] = (
+                module.__dict__.get("_former_parameters") or module._parameters
+            )
+            for name, weight in own.items():
+                if weight is not None:
+                    self._weights.setdefault(id(weight), prefix + name)
         self._of: dict[int, tuple[weakref.ref[Tensor], Layer]] = {}
         self._last: Layer | None = None
 
@@ -63,7 +71,7 @@ class Layers:
     ) -> None:
         """Take note of what one function, of this ``__name__``, has made of its arguments."""
         for made in _tensors((output,)):
-            layer = self._made_by(name, args, kwargs, made)
+            layer = self._made_by(name, args, kwargs, made) if name in _MAKERS else None
             if layer is not None:
                 self._last = layer
             elif name in _CHANNEL_NORMS:
@@ -91,16 +99,14 @@ class Layers:
 
     def _made_by(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], made: Tensor
-    ) -> Layer | None:
+    ) -> Layer:
         if name in _CONVOLUTIONS:
             layer = Layer(made.dim() - 1 - _CONVOLUTIONS[name])
         elif name in _SCORES:
             has_parameter = any(map(self._is_of_parameter, _tensors((*args, *kwargs.values()))))
             layer = Layer(-1, is_scores=not has_parameter)
-        elif name in _FEATURES:
-            layer = Layer(-1)
         else:
-            return None
+            layer = Layer(-1)
         weight = args[1] if len(args) > 1 else kwargs.get("weight")
         known = self._weights.get(id(weight))
         if known is not None and isinstance(weight, Tensor) and name in _HAS_ROWS_OF_UNITS:
@@ -120,17 +126,6 @@ class Layers:
                 return layer
             first = first or layer
         return first
-
-
-def _named_weights(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[tuple[str, Tensor]]:
-    for prefix, module in modules:
-        # A replica of data parallelism has copies in the place of its parameters.
-        own: Mapping[str, Tensor | None] = (
-            vars(module).get("_former_parameters") or module._parameters
-        )
-        for name, weight in own.items():
-            if weight is not None:
-                yield prefix + name, weight
 
 
 def _tensors(values: Sequence[object]) -> Iterator[Tensor]:

@@ -6,7 +6,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -250,14 +250,21 @@ class ActivationMonitor:
         self._wait = self._wait - 1 if self._wait else self._every - 1
 
     def _count(self, call: Call) -> None:
-        with ExitStack() as stack:
+        if torch.is_inference_mode_enabled() or torch._C._len_torch_dispatch_stack():
             # The windows outlive inference mode; and modes that trace or cache see nothing of this.
-            if torch.is_inference_mode_enabled():
-                stack.enter_context(torch.inference_mode(False))
-            if torch._C._len_torch_dispatch_stack():
-                stack.enter_context(torch.utils._python_dispatch._disable_current_modes())
-            stack.enter_context(torch.no_grad())
+            with (
+                torch.inference_mode(False),
+                torch.utils._python_dispatch._disable_current_modes(),
+                torch.no_grad(),
+            ):
+                self._windows.add(self._steps, call)
+            return
+        was_enabled = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)  # a tenth of the time of the context manager
+        try:
             self._windows.add(self._steps, call)
+        finally:
+            torch._C._set_grad_enabled(was_enabled)
 
     def _fail(self, error: Exception) -> None:
         self._has_ended = True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -26,8 +25,7 @@ _HEADER = ("site", "units", "dead", "low", "high", "zeros", "mean", "std")
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """The counts of one site as they lie on the devices, in parts that are to be added."""
 
     name: str
@@ -93,8 +91,10 @@ class ActivationTable:
         for place, entry in enumerate(self._measured):
             for part in entry.parts:
                 device = part.row.device
-                self._places.setdefault(device, []).append(place)
-                parts.setdefault(device, []).append(part)
+                if device not in parts:
+                    self._places[device], parts[device] = [], []
+                self._places[device].append(place)
+                parts[device].append(part)
         with torch.no_grad():  # one copy for each device, now: the windows go on
             self._copies = {device: _flat(chosen) for device, chosen in parts.items()}
 

@@ -66,7 +66,7 @@ class Watcher(TorchFunctionMode):
         self._modules = [module for _, module in modules]
         # A replica of data parallelism is another module with the same dict of hooks.
         self._names: dict[int, str] = {
-            id(vars(module).get("_forward_hooks")): prefix[:-1] for prefix, module in modules
+            id(module.__dict__.get("_forward_hooks")): prefix[:-1] for prefix, module in modules
         }
         self._layers = Layers(modules)
         self._calls: Counter[str] = Counter()
@@ -84,10 +84,12 @@ class Watcher(TorchFunctionMode):
         for mode in _function_modes():
             if isinstance(mode, Watcher) and not calls_under_way(mode.model):
                 mode.stop()
+        dynamo = sys.modules.get("torch._dynamo")  # nothing is compiled where nobody imported it
+        opaque = _FUSED_IN_INFERENCE + ((dynamo.OptimizedModule,) if dynamo is not None else ())
         self._opaque = [
             _Unseen(self, module)
             for module in self._modules
-            if isinstance(module, _FUSED_IN_INFERENCE) or is_compiled(module)
+            if isinstance(module, opaque) or module.__dict__.get("_compiled_call_impl") is not None
         ]
         for call in self._opaque:
             vars(call.module)["_compiled_call_impl"] = call
@@ -102,10 +104,9 @@ class Watcher(TorchFunctionMode):
                 vars(call.module)["_compiled_call_impl"] = call.before
         self._opaque = []
         self._is_off = True
-        if any(mode is self for mode in _function_modes()):
-            inner: list[TorchFunctionMode] = []
-            while not self._is_innermost():
-                inner.append(_pop())
+        modes = _function_modes()
+        if self in modes:
+            inner = [_pop() for _ in modes[modes.index(self) + 1 :]]
             _pop()
             for mode in reversed(inner):
                 _push(mode)
@@ -185,9 +186,7 @@ class Watcher(TorchFunctionMode):
         if layer is not None and layer.rows == units:
             is_its_dim = (chosen - layer.unit_dim) % max(n_dims, 1) == 0
             weight = layer.weight if is_its_dim else None
-        self._hand_over(
-            lambda site: Call(site, kind, bounds, output, chosen, weight=weight), kind.name
-        )
+        self._hand_over(lambda site: Call(site, kind, bounds, output, chosen, 0, weight), kind.name)
 
     def _count_softmax(self, kind_name: str, output: Tensor, dim: int, *, heads: bool) -> None:
         """Count probabilities: units are the heads of an attention, else what they are over."""

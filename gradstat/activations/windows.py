@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,8 +40,7 @@ class _Site:
     older: _Half = field(default_factory=_Half)
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One call of an activation."""
 
     name: str

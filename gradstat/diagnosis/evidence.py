@@ -19,6 +19,8 @@ Floats = NDArray[np.float64]
 # Places of the columns in a table's row (docs/statistics.md).
 NUMEL, ZEROS, NANS, INFS, SUM, ABS_SUM, SQ_SUM, ABS_MAX, ABS_MIN, ROWS, DEAD_ROWS, L2 = range(12)
 
+_EMBEDDINGS = ("Embedding", "EmbeddingBag")
+
 
 class Layer(NamedTuple):
     """A parameter that is watched."""
@@ -37,12 +39,12 @@ class Layer(NamedTuple):
     @property
     def is_matrix(self) -> bool:
         """Whether it multiplies what flows through: no bias, no gain of a normalisation."""
-        return len(self.shape) >= 2 and not self.is_embedding
+        return len(self.shape) >= 2 and self.module not in _EMBEDDINGS
 
     @property
     def is_embedding(self) -> bool:
         """Whether it is a table that rows are picked from."""
-        return self.module in ("Embedding", "EmbeddingBag")
+        return self.module in _EMBEDDINGS
 
     @property
     def fan_in(self) -> int:
@@ -83,11 +85,13 @@ class Probes:
         return rms(self.weights)
 
     @cached_property
-    def weight_std(self) -> Floats:
-        """Standard deviation of each parameter: (p, layers)."""
+    def first_std(self) -> Floats:
+        """Standard deviation of each parameter in the first probe: (layers,)."""
+        first = self.weights[0]
         with np.errstate(invalid="ignore", divide="ignore"):
-            mean = self.weights[..., SUM] / self.weights[..., NUMEL]
-        return np.sqrt(np.maximum(self.weight_rms**2 - mean**2, 0.0))
+            mean = first[:, SUM] / first[:, NUMEL]
+        deviation: Floats = np.sqrt(np.maximum(rms(first) ** 2 - mean**2, 0.0))
+        return deviation
 
     @cached_property
     def update_ratio(self) -> Floats:
@@ -207,7 +211,8 @@ class Evidence:
     """Numbers of the last recorded steps: (w,)."""
 
     recent_nonfinite: Floats
-    """NaN and Inf in each gradient in those steps: (w, layers); NaN where it is missing."""
+    """NaN and Inf in each gradient in those steps: (w, layers); NaN where it is missing beside
+    one that holds some."""
 
     decisions: Floats
     """Decisions on those steps: (w, 6), as `Monitor.decisions`."""

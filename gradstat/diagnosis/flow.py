@@ -210,14 +210,14 @@ class Nonfinite(Rule):
                 first_loss = int(loss.steps[bad.argmax()]) + 1
                 yield self._now_and_then(first_loss, float(bad.mean()))
         counts = run.recent_nonfinite
-        bad_steps = np.nansum(counts, axis=1) > 0
+        bad_steps = (counts > 0).sum(axis=1) > 0
         probes = run.probes.gradients
-        bad_probes = np.nansum(probes[..., NANS] + probes[..., INFS], axis=1) > 0
+        bad_probes = (probes[..., NANS] + probes[..., INFS] > 0).sum(axis=1) > 0
         if not bad_steps.size or bad_steps[-max(4, len(bad_steps) // 4) :].mean() <= self.lasting:
             return
         known = np.concatenate([run.recent_steps[bad_steps], run.probes.steps[bad_probes]])
         first = int(known.min())
-        at = np.nansum(counts[bad_steps], axis=0) > 0
+        at = (counts[bad_steps] > 0).sum(axis=0) > 0
         yield Finding(
             "nonfinite-gradient",
             "error",

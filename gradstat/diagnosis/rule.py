@@ -194,7 +194,12 @@ class Case:
 
 def middle(values: Floats, axis: int = -1) -> Floats:
     """Return the median of the finite values along an axis; NaN where there are none."""
-    ordered = np.sort(np.where(np.isfinite(values), values, np.nan), axis=axis)  # NaN comes last
+    is_finite = np.isfinite(values)
+    if values.size and is_finite.all():
+        ordered, n = np.sort(values, axis=axis), values.shape[axis]
+        whole: Floats = (ordered.take((n - 1) // 2, axis) + ordered.take(n // 2, axis)) / 2
+        return whole
+    ordered = np.sort(np.where(is_finite, values, np.nan), axis=axis)  # NaN comes last
     count = np.isfinite(ordered).sum(axis=axis, keepdims=True)
     if ordered.shape[axis] == 0:
         return np.full(count.squeeze(axis).shape, np.nan)

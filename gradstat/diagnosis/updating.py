@@ -227,10 +227,9 @@ class NoUpdate(Rule):
         skipped = run.skipped_steps > 0.5 * run.step
         rounded = (unmoved > self.lost) & (alive > 0.5) & has_gradient & (lrs > 0)
         share = rounded.sum(0) / np.maximum(has_gradient.sum(0), 1)
-        matrix = np.array([layer.is_matrix for layer in run.layers])
-        half = np.array([layer.epsilon > 1e-4 for layer in run.layers])
+        matrix = np.zeros(len(run.layers), bool)
+        matrix[run.matrices] = True
         lost = judged & matrix & (share > 0.7)
-        names = np.array([layer.name for layer in run.layers])
         if by_lr.any():
             everything = bool(by_lr[judged].all())
             yield Finding(
@@ -241,10 +240,10 @@ class NoUpdate(Rule):
                 ("set lr above 0", "check the scheduler: what does it multiply lr with?"),
                 (Measure("learning rate", 0.0, threshold=0.0),),
                 "definition of the step",
-                tuple(names[by_lr]),
+                tuple(run.layers[i].name for i in np.flatnonzero(by_lr)),
             )
         elif lost.any() and not skipped:
-            in_half = bool((lost & half).any())
+            in_half = any(run.layers[i].epsilon > 1e-4 for i in np.flatnonzero(lost))
             exact = bool(stays[:, lost].all())
             yield Finding(
                 "parameters-not-updating",
@@ -266,7 +265,7 @@ class NoUpdate(Rule):
                             max(layer.epsilon for layer in run.layers)),
                 ),
                 "Micikevicius et al. 2018, 1710.03740, section 3.1",
-                tuple(names[lost]),
+                tuple(run.layers[i].name for i in np.flatnonzero(lost)),
             )  # fmt: skip
 
 

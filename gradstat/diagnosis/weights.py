@@ -62,7 +62,7 @@ class Initialization(Rule):
             return
         layers = [run.layers[i] for i in run.matrices]
         trained = np.isfinite(run.probes.gradients[:, run.matrices, NUMEL]).any(0)
-        std = run.probes.weight_std[0, run.matrices]
+        std = run.probes.first_std[run.matrices]
         gains = std * np.sqrt([layer.fan_in for layer in layers])
         rms = run.probes.weight_rms[0, run.matrices]
         constant = (std <= EQUAL * rms) & np.array([layer.shape[0] > 1 for layer in layers])
@@ -124,7 +124,7 @@ class Initialization(Rule):
         run = case.run
         tables = [i for i, layer in enumerate(run.layers) if layer.is_embedding]
         for i in tables:
-            std = float(run.probes.weight_std[0, i])
+            std = float(run.probes.first_std[i])
             if self.small_embedding <= std <= self.large_embedding:
                 continue
             yield self._finding(
