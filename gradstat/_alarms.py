@@ -69,6 +69,7 @@ class Alarms:
         self._state = LateCopy()
         self._decisions = LateCopy()
         self._looked_at = 0
+        self._steps: tuple[int, ...] = ()
 
     def no_gradients(self) -> None:
         """Say that there was nothing to measure."""
@@ -102,24 +103,34 @@ class Alarms:
                 "optimizer.gradstat.last, lower the learning rate, or go back to a checkpoint",
             )
 
-    def look_at_norms(self, window: Window) -> None:
-        """Warn where the gradients come clipped; looks once in a while."""
-        if "clipped before" in self._told:
-            return
+    def look_at_norms(self, window: Window) -> int | None:
+        """Warn where the gradients come clipped; looks once in a while.
+
+        Returns:
+            The first of the steps looked at whose gradients held NaN or Inf.
+        """
         if self._decisions.is_idle:
             if window.newest - self._looked_at < STEPS_BETWEEN_LOOKS:
-                return
-            self._looked_at = window.newest
+                return None
+            self._looked_at, self._steps = window.newest, tuple(window.steps)
             self._decisions.start(window.decisions.data[:, _kernels.OUT_NORM])
-        norms = self._decisions.take()
-        if norms is not None and are_clipped(norms.numpy()):
+        copy = self._decisions.take()
+        if copy is None:
+            return None
+        count = len(self._steps)
+        norms = copy.numpy()[
+            np.arange(self._looked_at - count + 1, self._looked_at + 1) % len(copy)
+        ]
+        if "clipped before" not in self._told and are_clipped(norms):
             self._tell(
                 "clipped before",
                 "gradients seem to be already clipped when gradstat sees them: most of the last "
-                f"{np.count_nonzero(norms)} total norms are {constant_norm(norms.numpy()):.4g}. "
+                f"{np.count_nonzero(norms)} total norms are {constant_norm(norms):.4g}. "
                 "All statistics are then those of clipped gradients; leave the clipping to "
                 "gradstat.attach(optimizer, clip=...) and drop the other call",
             )
+        bad = ~np.isfinite(norms)
+        return self._steps[int(bad.argmax())] if bad.any() else None
 
     def _tell(self, what: str, message: str) -> None:
         if what not in self._told:

@@ -42,6 +42,9 @@ class Recorder:
         self.step = 0
         """Finished steps."""
 
+        self.first_nonfinite: int | None = None
+        """The first step known to have had NaN or Inf in its gradients; found some steps later."""
+
         self.is_recording = False
         """Whether the step under way is recorded."""
 

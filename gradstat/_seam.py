@@ -227,7 +227,8 @@ class Seam:
         if self._clipper.may_skip:
             self.alarms.look_at_skips(recorder.step, self._skipped, self._clipper.state)
         if recorder.is_recording and recorder.window is not None:
-            self.alarms.look_at_norms(recorder.window)
+            first = self.alarms.look_at_norms(recorder.window)
+            recorder.first_nonfinite = recorder.first_nonfinite or first
 
     def _attempt(self, action: Callable[[T], None], argument: T) -> None:
         """Do something, and give up watching rather than stop a run that is only watched."""

@@ -175,6 +175,7 @@ class Monitor(Readings):
             probes=probes_of(self._probes.kept if fits else (), len(facts.layers)),
             recent_steps=self.recorded_steps,
             recent_nonfinite=self._recent_nonfinite(),
+            first_nonfinite=self._recorder.first_nonfinite,
             decisions=self.decisions,
             curves={name: curve_of(self._observations.scalars(name)) for name in names},
             batches=tuple(batch_of(sample) for sample in self._observations.samples),

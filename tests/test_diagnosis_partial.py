@@ -162,3 +162,18 @@ def test_text_that_is_its_own_target_is_found_in_a_flattened_loss_too() -> None:
         loss.backward()
         adam.step()
     assert raised(monitor)[0] == "bad-targets"
+
+
+def test_a_gradient_that_spoils_the_weights_comes_before_the_loss_that_it_spoils() -> None:
+    """Told of the first such step when the window has long forgotten it."""
+    x, y = numbers()
+    x[40] = 0.0
+
+    def root(outputs: Tensor, targets: Tensor) -> Tensor:
+        return ((outputs - targets) ** 2).mean() + 1e-3 * outputs.abs().sqrt().mean()
+
+    model = nn.Sequential(nn.Linear(8, 16, bias=False), nn.ReLU(), nn.Linear(16, 1, bias=False))
+    monitor = train(model, (x, y), root, steps=400, see=("loss",))
+    assert monitor.evidence().loss is not None
+    assert monitor.evidence().first_nonfinite is not None
+    assert raised(monitor)[:2] == ["nonfinite-gradient", "nonfinite-loss"]

@@ -228,6 +228,10 @@ class Evidence:
     activations_watched: bool = True
     """Whether a model was watched for activations; without, ``sites`` is empty in any case."""
 
+    first_nonfinite: int | None = None
+    """The first step known to have had NaN or Inf in its gradients. It may have been one before
+    that is neither among the last recorded steps nor among the probes."""
+
     skipped_steps: int = 0
     accumulated_steps: int = 0
     """Steps whose gradients had been added to those of the step before."""

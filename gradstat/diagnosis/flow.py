@@ -194,6 +194,10 @@ class Nonfinite(Rule):
     warm_up: int = 10
     """Values in which a scaler may look for its scale."""
 
+    soon: int = 4
+    """Steps before the first such loss in which such gradients are its cause. Earlier ones passed,
+    as when a scaler looks for its scale."""
+
     sudden: float = 100.0
     """Largest loss before an Inf, over the first, below which the Inf came of itself."""
 
@@ -216,14 +220,21 @@ class Nonfinite(Rule):
         if not bad_steps.size or bad_steps[-max(4, len(bad_steps) // 4) :].mean() <= self.lasting:
             return
         known = np.concatenate([run.recent_steps[bad_steps], run.probes.steps[bad_probes]])
+        if run.first_nonfinite is not None:
+            known = np.append(known, run.first_nonfinite)
         first = int(known.min())
+        # Gradients of a finite loss spoil the weights, and with them the next loss.
+        spoilt = first_loss is not None and bool(
+            ((known < first_loss) & (known > first_loss - self.soon)).any()
+        )
         at = (counts[bad_steps] > 0).sum(axis=0) > 0
         yield Finding(
             "nonfinite-gradient",
             "error",
-            0.93 if first_loss is None or first < first_loss else 0.75,
+            0.93 if first_loss is None or spoilt else 0.75,
             "gradients hold NaN or Inf"
-            + (" while the loss is finite" if first_loss is None else ""),
+            + (" while the loss is finite" if first_loss is None else "")
+            + (" in the last steps of a loss that is still finite" if spoilt else ""),
             (
                 "look for sqrt, log, norm or division at 0 in the loss: add an epsilon inside",
                 "torch.autograd.set_detect_anomaly(True) names the operation",
