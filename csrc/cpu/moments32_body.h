@@ -59,9 +59,9 @@ inline void step(U bits, Lanes32* lanes, Block32* block) {
 // at most kBlock of less than 2^-126, could matter beside 2^-88.
 constexpr uint32_t kGroupFrom = 0x29800000u;   // 2^-44
 constexpr uint32_t kGroupBelow = 0x5d800000u;  // 2^60
-// Eight values where registers are few.
-constexpr int kGroupPairs = kLanes > 8 ? 8 : 4;
-constexpr int64_t kGroup = kGroupPairs * 2 * kLanes;
+constexpr int kMostPairs = kLanes > 8 ? 16 : 8;
+// Elements of the largest group.
+constexpr int64_t kGroup = kMostPairs * 2 * kLanes;
 
 inline bool squares_fit(uint32_t max_bits) {
   return max_bits == 0 || (max_bits >= kGroupFrom && max_bits < kGroupBelow);
@@ -85,14 +85,15 @@ inline GroupSums sums_of_two(U first, U second) {
 
 // Sums of 2 * kPairs registers of fp32. Reads memory upwards, which the prefetcher wants: the
 // halves are named since arguments may be evaluated last to first.
-template <class Type, int kPairs>
-inline GroupSums sum_group(const typename Type::Element* at, typename Type::Extremes* extremes) {
+template <class Type, bool kSigned, int kPairs>
+__attribute__((always_inline)) inline GroupSums sum_group(const typename Type::Element* at, typename Type::Extremes* extremes) {
   if constexpr (kPairs == 1) {
     touch(at);
-    return Type::sum_pair(at, extremes);
+    return Type::template sum_pair<kSigned>(at, extremes);
   } else {
-    const GroupSums low = sum_group<Type, kPairs / 2>(at, extremes);
-    const GroupSums high = sum_group<Type, kPairs / 2>(at + kPairs * kLanes, extremes);
+    const GroupSums low = sum_group<Type, kSigned, kPairs / 2>(at, extremes);
+    const GroupSums high =
+        sum_group<Type, kSigned, kPairs / 2>(at + kPairs / 2 * Type::kPair, extremes);
     return add_sums(low, high);
   }
 }
@@ -103,20 +104,24 @@ inline void add_widened(U from, D* to) {
 }
 
 // Runs whole groups of a block, and after each one beside(its first element, elements); returns how
-// many elements that were.
-template <class Type, class Beside>
+// many elements that were. Without kSigned the magnitudes are the values themselves, which spares a
+// fifth of the instructions; a negative value then shows as the largest of them.
+template <class Type, bool kSigned, class Beside>
 inline int64_t run_groups(const typename Type::Element* at, int64_t n, Lanes32* lanes,
                           Block32* block, const Beside& beside) {
-  if (n < kGroup) return 0;
+  constexpr int64_t kSize = Type::kGroupPairs * Type::kPair;
+  if (n < kSize) return 0;
   typename Type::Extremes extremes;
+  Lanes32 sums = *lanes;  // in registers
   int64_t i = 0;
-  for (; i + kGroup <= n; i += kGroup) {
-    const GroupSums group = sum_group<Type, kGroupPairs>(at + i, &extremes);
-    add_widened(group.sum, lanes->sum);
-    add_widened(group.abs_sum, lanes->abs_sum);
-    add_widened(group.sq_sum, lanes->sq_sum);
-    beside(i, kGroup);
+  for (; i + kSize <= n; i += kSize) {
+    const GroupSums group = sum_group<Type, kSigned, Type::kGroupPairs>(at + i, &extremes);
+    add_widened(group.sum, sums.sum);
+    add_widened(kSigned ? group.abs_sum : group.sum, sums.abs_sum);
+    add_widened(group.sq_sum, sums.sq_sum);
+    beside(i, kSize);
   }
+  *lanes = sums;
   Type::merge_extremes(extremes, block);
   return i;
 }
@@ -127,12 +132,16 @@ struct F32 {
   using Extremes = Extremes32;
   static U load(const float* at) { return load_f32(at); }
   static void store(float* at, U u) { store_f32(at, u); }
-  static GroupSums sum_pair(const float* at, Extremes32* extremes) {
+  static constexpr int64_t kPair = 2 * kLanes;
+  static constexpr int kGroupPairs = kMostPairs / 2;
+  template <bool kSigned>
+  __attribute__((always_inline)) static GroupSums sum_pair(const float* at, Extremes32* extremes) {
     const U first = load_f32(at);
     const U second = load_f32(at + kLanes);
     touch(at + kLanes);
     for (int i = 0; i < 2; ++i) {
-      const U magnitude = and_u32(i == 0 ? first : second, splat_u32(kMagnitudeMask));
+      const U bits = i == 0 ? first : second;
+      const U magnitude = kSigned ? and_u32(bits, splat_u32(kMagnitudeMask)) : bits;
       count_equal(&extremes->zeros, magnitude, splat_u32(0));
       extremes->add(magnitude);
     }
@@ -159,9 +168,12 @@ template <void (*kSplit)(U raw, U* first, U* second)>
 struct Wide16 {
   using Element = uint16_t;
   using Extremes = Extremes16;
-  static GroupSums sum_pair(const uint16_t* at, Extremes16* extremes) {
+  static constexpr int64_t kPair = 2 * kLanes;
+  static constexpr int kGroupPairs = kMostPairs;
+  template <bool kSigned>
+  __attribute__((always_inline)) static GroupSums sum_pair(const uint16_t* at, Extremes16* extremes) {
     const U raw = load_u16(at);
-    extremes->add(and_u32(raw, splat_u16(0x7fff)));
+    extremes->add(kSigned ? and_u32(raw, splat_u16(0x7fff)) : raw);
     U first, second;
     kSplit(raw, &first, &second);
     return sums_of_two(first, second);
@@ -194,22 +206,31 @@ struct BF16 : Wide16<split_bf16> {
 #ifdef GRADSTAT_HAS_DOT_BF16
 // One instruction multiplies and adds a register of bf16, in two of the groups' roundings; the
 // products with 1 are the values.
-inline GroupSums add_dots(U raw, Extremes16* extremes, const GroupSums& sums) {
-  const U magnitude = and_u32(raw, splat_u16(0x7fff));
+template <bool kSigned>
+__attribute__((always_inline)) inline GroupSums add_dots(U raw, Extremes16* extremes, const GroupSums& sums) {
+  const U magnitude = kSigned ? and_u32(raw, splat_u16(0x7fff)) : raw;
   extremes->add(magnitude);
   const U one = splat_u16(0x3f80);
   return {dot_bf16(sums.sum, raw, one), dot_bf16(sums.abs_sum, magnitude, one),
           dot_bf16(sums.sq_sum, raw, raw)};
 }
 
-template <>
-inline GroupSums sum_group<BF16, 2>(const uint16_t* at, Extremes16* extremes) {
+template <bool kSigned>
+__attribute__((always_inline)) inline GroupSums sum_two_bf16(const uint16_t* at, Extremes16* extremes) {
   const U zero = splat_u32(0);
   const uint16_t* next = at + 2 * kLanes;
   touch(at);
-  const GroupSums first = add_dots(load_u16(at), extremes, {zero, zero, zero});
+  const GroupSums first = add_dots<kSigned>(load_u16(at), extremes, {zero, zero, zero});
   touch(next);
-  return add_dots(load_u16(next), extremes, first);
+  return add_dots<kSigned>(load_u16(next), extremes, first);
+}
+template <>
+__attribute__((always_inline)) inline GroupSums sum_group<BF16, false, 2>(const uint16_t* at, Extremes16* extremes) {
+  return sum_two_bf16<false>(at, extremes);
+}
+template <>
+__attribute__((always_inline)) inline GroupSums sum_group<BF16, true, 2>(const uint16_t* at, Extremes16* extremes) {
+  return sum_two_bf16<true>(at, extremes);
 }
 #endif
 
@@ -258,9 +279,17 @@ class Moments32 {
   int64_t add_block(const Element* from, int64_t size, uint32_t* histogram, const Beside& beside) {
     Lanes32 attempt = lanes_;
     Block32 block;
-    const int64_t grouped = run_groups<Type>(from, size, &attempt, &block, beside);
-    run_steps<Type, false>(from + grouped, size - grouped, &attempt, &block);
+    signed_ = signed_ || size < kGroup || reduce_max_u32(Type::load(from)) > kMagnitudeMask;
+    int64_t grouped = signed_ ? run_groups<Type, true>(from, size, &attempt, &block, beside)
+                              : run_groups<Type, false>(from, size, &attempt, &block, beside);
     if (grouped < size) beside(grouped, size - grouped);
+    if (!signed_ && reduce_max_u32(block.extremes.max_bits) > kMagnitudeMask) {
+      signed_ = true;  // and probably in the blocks that follow
+      attempt = lanes_;
+      block = Block32();
+      run_groups<Type, true>(from, size, &attempt, &block, [](int64_t, int64_t) {});
+    }
+    run_steps<Type, false>(from + grouped, size - grouped, &attempt, &block);
     uint32_t block_max = reduce_max_u32(block.extremes.max_bits);
     int64_t nans = 0;
     if (block_max >= kInfinityBits || (grouped > 0 && !Type::fits_groups(block_max))) {
@@ -306,6 +335,7 @@ class Moments32 {
 
  private:
   Lanes32 lanes_;
+  bool signed_ = false;  // whether a negative value was met
   uint32_t max_bits_ = 0;
   uint32_t min_bits_less_1_ = 0xffffffffu;
   int64_t zeros_ = 0;
