@@ -59,9 +59,9 @@ inline void step(U bits, Lanes32* lanes, Block32* block) {
 // at most kBlock of less than 2^-126, could matter beside 2^-88.
 constexpr uint32_t kGroupFrom = 0x29800000u;   // 2^-44
 constexpr uint32_t kGroupBelow = 0x5d800000u;  // 2^60
-constexpr int kMostPairs = kLanes > 8 ? 16 : 8;
-// Elements of the largest group.
-constexpr int64_t kGroup = kMostPairs * 2 * kLanes;
+// Steps of the largest group; fewer where registers are few.
+constexpr int kMostSteps = kLanes > 8 ? 8 : 4;
+constexpr int64_t kGroup = kMostSteps * kStep;
 
 inline bool squares_fit(uint32_t max_bits) {
   return max_bits == 0 || (max_bits >= kGroupFrom && max_bits < kGroupBelow);
@@ -83,17 +83,19 @@ inline GroupSums sums_of_two(U first, U second) {
           square_add_f32(second, square_add_f32(first, splat_u32(0)))};
 }
 
-// Sums of 2 * kPairs registers of fp32. Reads memory upwards, which the prefetcher wants: the
-// halves are named since arguments may be evaluated last to first.
-template <class Type, bool kSigned, int kPairs>
-__attribute__((always_inline)) inline GroupSums sum_group(const typename Type::Element* at, typename Type::Extremes* extremes) {
-  if constexpr (kPairs == 1) {
-    touch(at);
-    return Type::template sum_pair<kSigned>(at, extremes);
+// Sums of kSteps steps; beside.step(at) follows each of them. Reads memory upwards, which the
+// prefetcher wants: the halves are named since arguments may be evaluated last to first.
+template <class Type, bool kSigned, int kSteps, class Beside>
+GRADSTAT_INLINE GroupSums sum_group(const typename Type::Element* at,
+                                    typename Type::Extremes* extremes, const Beside& beside) {
+  if constexpr (kSteps == 1) {
+    const GroupSums sums = Type::template sum_step<kSigned>(at, extremes);
+    beside.step(at);
+    return sums;
   } else {
-    const GroupSums low = sum_group<Type, kSigned, kPairs / 2>(at, extremes);
-    const GroupSums high =
-        sum_group<Type, kSigned, kPairs / 2>(at + kPairs / 2 * Type::kPair, extremes);
+    constexpr int kHalf = kSteps / 2;
+    const GroupSums low = sum_group<Type, kSigned, kHalf>(at, extremes, beside);
+    const GroupSums high = sum_group<Type, kSigned, kHalf>(at + kHalf * kStep, extremes, beside);
     return add_sums(low, high);
   }
 }
@@ -103,23 +105,24 @@ inline void add_widened(U from, D* to) {
   to[1] = add_f64(to[1], high_f64(from));
 }
 
-// Runs whole groups of a block, and after each one beside(its first element, elements); returns how
-// many elements that were. Without kSigned the magnitudes are the values themselves, which spares a
+// Runs whole groups of a block, with beside.step and beside.group; returns how many elements that
+// were. Without kSigned the magnitudes are the values themselves, which spares a
 // fifth of the instructions; a negative value then shows as the largest of them.
 template <class Type, bool kSigned, class Beside>
 inline int64_t run_groups(const typename Type::Element* at, int64_t n, Lanes32* lanes,
-                          Block32* block, const Beside& beside) {
-  constexpr int64_t kSize = Type::kGroupPairs * Type::kPair;
+                          Block32* block, Beside beside) {
+  constexpr int64_t kSize = Type::kGroupSteps * kStep;
   if (n < kSize) return 0;
   typename Type::Extremes extremes;
   Lanes32 sums = *lanes;  // in registers
   int64_t i = 0;
   for (; i + kSize <= n; i += kSize) {
-    const GroupSums group = sum_group<Type, kSigned, Type::kGroupPairs>(at + i, &extremes);
+    const GroupSums group =
+        sum_group<Type, kSigned, Type::kGroupSteps>(at + i, &extremes, beside);
     add_widened(group.sum, sums.sum);
     add_widened(kSigned ? group.abs_sum : group.sum, sums.abs_sum);
     add_widened(group.sq_sum, sums.sq_sum);
-    beside(i, kSize);
+    beside.group(at + i, kSize);
   }
   *lanes = sums;
   Type::merge_extremes(extremes, block);
@@ -132,10 +135,16 @@ struct F32 {
   using Extremes = Extremes32;
   static U load(const float* at) { return load_f32(at); }
   static void store(float* at, U u) { store_f32(at, u); }
-  static constexpr int64_t kPair = 2 * kLanes;
-  static constexpr int kGroupPairs = kMostPairs / 2;
+  static constexpr int kGroupSteps = kMostSteps / 2;
   template <bool kSigned>
-  __attribute__((always_inline)) static GroupSums sum_pair(const float* at, Extremes32* extremes) {
+  GRADSTAT_INLINE static GroupSums sum_step(const float* at, Extremes32* extremes) {
+    const GroupSums low = sum_pair<kSigned>(at, extremes);
+    const GroupSums high = sum_pair<kSigned>(at + 2 * kLanes, extremes);
+    return add_sums(low, high);
+  }
+  template <bool kSigned>
+  GRADSTAT_INLINE static GroupSums sum_pair(const float* at, Extremes32* extremes) {
+    touch(at);
     const U first = load_f32(at);
     const U second = load_f32(at + kLanes);
     touch(at + kLanes);
@@ -168,10 +177,16 @@ template <void (*kSplit)(U raw, U* first, U* second)>
 struct Wide16 {
   using Element = uint16_t;
   using Extremes = Extremes16;
-  static constexpr int64_t kPair = 2 * kLanes;
-  static constexpr int kGroupPairs = kMostPairs;
+  static constexpr int kGroupSteps = kMostSteps;
   template <bool kSigned>
-  __attribute__((always_inline)) static GroupSums sum_pair(const uint16_t* at, Extremes16* extremes) {
+  GRADSTAT_INLINE static GroupSums sum_step(const uint16_t* at, Extremes16* extremes) {
+    const GroupSums low = sum_register<kSigned>(at, extremes);
+    const GroupSums high = sum_register<kSigned>(at + 2 * kLanes, extremes);
+    return add_sums(low, high);
+  }
+  template <bool kSigned>
+  GRADSTAT_INLINE static GroupSums sum_register(const uint16_t* at, Extremes16* extremes) {
+    touch(at);
     const U raw = load_u16(at);
     extremes->add(kSigned ? and_u32(raw, splat_u16(0x7fff)) : raw);
     U first, second;
@@ -201,38 +216,28 @@ struct BF16 : Wide16<split_bf16> {
   static U load(const uint16_t* at) { return load_bf16(at); }
   static void store(uint16_t* at, U u) { store_bf16(at, u); }
   static bool fits_groups(uint32_t max_bits) { return squares_fit(max_bits); }
-};
-
 #ifdef GRADSTAT_HAS_DOT_BF16
-// One instruction multiplies and adds a register of bf16, in two of the groups' roundings; the
-// products with 1 are the values.
-template <bool kSigned>
-__attribute__((always_inline)) inline GroupSums add_dots(U raw, Extremes16* extremes, const GroupSums& sums) {
-  const U magnitude = kSigned ? and_u32(raw, splat_u16(0x7fff)) : raw;
-  extremes->add(magnitude);
-  const U one = splat_u16(0x3f80);
-  return {dot_bf16(sums.sum, raw, one), dot_bf16(sums.abs_sum, magnitude, one),
-          dot_bf16(sums.sq_sum, raw, raw)};
-}
-
-template <bool kSigned>
-__attribute__((always_inline)) inline GroupSums sum_two_bf16(const uint16_t* at, Extremes16* extremes) {
-  const U zero = splat_u32(0);
-  const uint16_t* next = at + 2 * kLanes;
-  touch(at);
-  const GroupSums first = add_dots<kSigned>(load_u16(at), extremes, {zero, zero, zero});
-  touch(next);
-  return add_dots<kSigned>(load_u16(next), extremes, first);
-}
-template <>
-__attribute__((always_inline)) inline GroupSums sum_group<BF16, false, 2>(const uint16_t* at, Extremes16* extremes) {
-  return sum_two_bf16<false>(at, extremes);
-}
-template <>
-__attribute__((always_inline)) inline GroupSums sum_group<BF16, true, 2>(const uint16_t* at, Extremes16* extremes) {
-  return sum_two_bf16<true>(at, extremes);
-}
+  // One instruction multiplies and adds a register of bf16, in two of the groups' roundings; the
+  // products with 1 are the values.
+  template <bool kSigned>
+  GRADSTAT_INLINE static GroupSums sum_step(const uint16_t* at, Extremes16* extremes) {
+    const U zero = splat_u32(0);
+    const GroupSums first = add_dots<kSigned>(at, extremes, {zero, zero, zero});
+    return add_dots<kSigned>(at + 2 * kLanes, extremes, first);
+  }
+  template <bool kSigned>
+  GRADSTAT_INLINE static GroupSums add_dots(const uint16_t* at, Extremes16* extremes,
+                                            const GroupSums& sums) {
+    touch(at);
+    const U raw = load_u16(at);
+    const U magnitude = kSigned ? and_u32(raw, splat_u16(0x7fff)) : raw;
+    extremes->add(magnitude);
+    const U one = splat_u16(0x3f80);
+    return {dot_bf16(sums.sum, raw, one), dot_bf16(sums.abs_sum, magnitude, one),
+            dot_bf16(sums.sq_sum, raw, raw)};
+  }
 #endif
+};
 
 // Steps over n elements. Missing ones of the last step are zeros; the caller takes them off.
 template <class Type, bool kCareful>
@@ -273,21 +278,21 @@ class Moments32 {
  public:
   using Element = typename Type::Element;
 
-  // Adds at most kBlock elements; returns how many are NaN. Calls beside(offset, n) for each n of
-  // them once, in order, at most kGroup at a time, as soon as they lie in the L1 cache.
+  // Adds at most kBlock elements; returns how many are NaN. `beside` meets each of them once as soon
+  // as it lies in the L1 cache.
   template <class Beside>
   int64_t add_block(const Element* from, int64_t size, uint32_t* histogram, const Beside& beside) {
     Lanes32 attempt = lanes_;
     Block32 block;
     signed_ = signed_ || size < kGroup || reduce_max_u32(Type::load(from)) > kMagnitudeMask;
-    int64_t grouped = signed_ ? run_groups<Type, true>(from, size, &attempt, &block, beside)
+    const int64_t grouped = signed_ ? run_groups<Type, true>(from, size, &attempt, &block, beside)
                               : run_groups<Type, false>(from, size, &attempt, &block, beside);
-    if (grouped < size) beside(grouped, size - grouped);
+    if (grouped < size) beside.rest(from + grouped, size - grouped);
     if (!signed_ && reduce_max_u32(block.extremes.max_bits) > kMagnitudeMask) {
       signed_ = true;  // and probably in the blocks that follow
       attempt = lanes_;
       block = Block32();
-      run_groups<Type, true>(from, size, &attempt, &block, [](int64_t, int64_t) {});
+      run_groups<Type, true>(from, size, &attempt, &block, Nothing<Element>());
     }
     run_steps<Type, false>(from + grouped, size - grouped, &attempt, &block);
     uint32_t block_max = reduce_max_u32(block.extremes.max_bits);

@@ -68,7 +68,9 @@ class Moments64 {
     Lanes64 attempt = lanes_;
     Block64 block;
     run_block<false>(from, size, kMiddle, &attempt, &block);
-    for (int64_t i = 0; i < size; i += kGroup) beside(i, size - i < kGroup ? size - i : kGroup);
+    for (int64_t i = 0; i < size; i += kGroup) {
+      beside.rest(from + i, size - i < kGroup ? size - i : kGroup);
+    }
     const bool finite = reduce_add_f64(block.probe) == 0;
     double abs_max = reduce_max_f64(block.abs_max);
     if (!finite) {  // the largest finite magnitude decides the range, so find it first

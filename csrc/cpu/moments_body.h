@@ -16,6 +16,21 @@ constexpr int64_t kBlock = 4096;
 // ahead asked for (2 to 32 KB: no better), and 0.13 to 0.18 with none.
 inline void touch(const void* at) { __builtin_prefetch(at); }
 
+// Elements of one register of bytes.
+constexpr int64_t kStep = 4 * kLanes;
+
+// What else to do with the elements of a block as they are read, in order: step() for each kStep of
+// them and group() for each group, or rest() for what is in neither. `Nothing`, here.
+template <class Element>
+struct Nothing {
+  void step(const Element*) const {}
+  void group(const Element*, int64_t) const {}
+  void rest(const Element*, int64_t) const {}  // at most kGroup elements
+};
+
+// Its callers are several, and the accumulators must stay in registers.
+#define GRADSTAT_INLINE __attribute__((always_inline)) inline
+
 constexpr uint32_t kMagnitudeMask = 0x7fffffffu;
 constexpr uint32_t kInfinityBits = 0x7f800000u;
 
@@ -60,7 +75,7 @@ void moments_of(const void* data, int64_t n, Moments* result, uint32_t* histogra
   OfChunk moments;
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     moments.add_block(from + begin, n - begin < kBlock ? n - begin : kBlock, histogram,
-                      [](int64_t, int64_t) {});
+                      Nothing<typename OfChunk::Element>());
   }
   moments.add_to(result);
 }

@@ -225,6 +225,8 @@ inline Hits16 is_less_u16(U a, U b) {
   const U top = _mm256_set1_epi16(INT16_MIN);
   return _mm256_cmpgt_epi16(_mm256_xor_si256(b, top), _mm256_xor_si256(a, top));
 }
+inline Hits32 is_less_i32(U a, U b) { return _mm256_cmpgt_epi32(b, a); }
+inline Hits16 is_less_i16(U a, U b) { return _mm256_cmpgt_epi16(b, a); }
 inline Hits64 is_within_f64(D a, D low, D high) {
   return _mm256_and_pd(_mm256_cmp_pd(low, a, _CMP_LE_OQ), _mm256_cmp_pd(a, high, _CMP_LE_OQ));
 }

@@ -155,6 +155,8 @@ using Hits16 = __mmask32;
 using Hits8 = __mmask64;
 inline Hits32 is_less_u32(U a, U b) { return _mm512_cmplt_epu32_mask(a, b); }
 inline Hits16 is_less_u16(U a, U b) { return _mm512_cmplt_epu16_mask(a, b); }
+inline Hits32 is_less_i32(U a, U b) { return _mm512_cmplt_epi32_mask(a, b); }
+inline Hits16 is_less_i16(U a, U b) { return _mm512_cmplt_epi16_mask(a, b); }
 inline Hits64 is_within_f64(D a, D low, D high) {
   return _mm512_mask_cmp_pd_mask(_mm512_cmp_pd_mask(low, a, _CMP_LE_OQ), a, high, _CMP_LE_OQ);
 }

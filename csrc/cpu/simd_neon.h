@@ -156,6 +156,12 @@ using Hits16 = uint16x8_t;
 using Hits8 = uint8x16_t;
 inline Hits32 is_less_u32(U a, U b) { return vcltq_u32(a, b); }
 inline Hits16 is_less_u16(U a, U b) { return vcltq_u16(as_u16(a), as_u16(b)); }
+inline Hits32 is_less_i32(U a, U b) {
+  return vcltq_s32(vreinterpretq_s32_u32(a), vreinterpretq_s32_u32(b));
+}
+inline Hits16 is_less_i16(U a, U b) {
+  return vcltq_s16(vreinterpretq_s16_u32(a), vreinterpretq_s16_u32(b));
+}
 inline Hits64 is_within_f64(D a, D low, D high) {
   return vandq_u64(vcleq_f64(low, a), vcleq_f64(a, high));
 }

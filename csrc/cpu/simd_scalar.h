@@ -236,6 +236,14 @@ inline Hits16 is_less_u16(U a, U b) {
   for (int i = 0; i < 4; ++i) hits |= static_cast<unsigned>(x.lane[i] < y.lane[i]) << i;
   return hits;
 }
+// The same with a sign.
+inline U flip_signs(U a, uint32_t signs) { return {{a.lane[0] ^ signs, a.lane[1] ^ signs}}; }
+inline Hits32 is_less_i32(U a, U b) {
+  return is_less_u32(flip_signs(a, 0x80000000u), flip_signs(b, 0x80000000u));
+}
+inline Hits16 is_less_i16(U a, U b) {
+  return is_less_u16(flip_signs(a, 0x80008000u), flip_signs(b, 0x80008000u));
+}
 // low <= a <= high.
 inline Hits64 is_within_f64(D a, D low, D high) { return low <= a && a <= high ? 1 : 0; }
 inline Hits32 join64(Hits64 first, Hits64 second) { return first | second << 1; }

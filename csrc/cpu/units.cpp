@@ -32,7 +32,9 @@ void add_pass(const Format& format, Band band, bool outside, UnitCount what, Uni
   if (i == task->n_passes) {
     ++task->n_passes;
     task->pass[i] = {band,
-                     band.from < 0 && band.to >= 0,
+                     band.from >= 0 && band.to == infinity ? BandKind::kAbove
+                     : band.from < 0 && band.to >= 0       ? BandKind::kBothSigns
+                                                           : BandKind::kOneSign,
                      value_of_key(format, band.from),
                      value_of_key(format, band.to),
                      {}};

@@ -10,39 +10,40 @@ namespace {
 
 static_assert(kUnitColumns <= kBlock, "a row is a block");
 
-// Elements met at once: one register of bytes, a counter each.
-constexpr int64_t kStep = 4 * kLanes;
-
 // A band of fp32 or of 16 bits: its first value and how many it has, as integers of their width.
 struct Bounds {
   U first;
   U size;
 };
 
-// The bits of a band's first value: those of negative values grow with their magnitude.
-inline int64_t first_bits(const Band& band, int bits) {
-  return band.to < 0 ? (int64_t{1} << (bits - 1)) - 1 - band.to : band.from;
+// A band's first value as an integer of so many bits (the bits of negative values grow with their
+// magnitude), or the one before where the others are told by being above it.
+inline int64_t first_bits(const UnitPass& pass, int bits) {
+  if (pass.kind == BandKind::kAbove) return pass.band.from - 1;
+  return pass.band.to < 0 ? (int64_t{1} << (bits - 1)) - 1 - pass.band.to : pass.band.from;
 }
 
 struct Keys32 {
   using Element = float;
   using Bounds = GRADSTAT_VARIANT::Bounds;
-  static float nan() { return NAN; }
+  static float nan() { return -NAN; }
+  static bool is_above(float nan) { return !__builtin_signbit(nan); }
 
   static Bounds bounds(const UnitPass& pass) {
-    const int64_t first = pass.both_signs ? pass.band.from : first_bits(pass.band, 32);
+    const int64_t first = first_bits(pass, 32);
     return {splat_u32(static_cast<uint32_t>(first)),
             splat_u32(static_cast<uint32_t>(pass.band.to - pass.band.from + 1))};
   }
-  template <bool kBothSigns>
+  template <BandKind kKind>
   static Hits32 hits(const float* at, const Bounds& bounds) {
-    const U key = kBothSigns ? order_u32(load_f32(at)) : load_f32(at);
+    if (kKind == BandKind::kAbove) return is_less_i32(bounds.first, load_f32(at));
+    const U key = kKind == BandKind::kBothSigns ? order_u32(load_f32(at)) : load_f32(at);
     return is_less_u32(sub_u32(key, bounds.first), bounds.size);
   }
-  template <bool kBothSigns>
+  template <BandKind kKind>
   static Hits8 step_hits(const float* at, const Bounds& bounds) {
     const auto half = [&](const float* from) {
-      return join32(hits<kBothSigns>(from, bounds), hits<kBothSigns>(from + kLanes, bounds));
+      return join32(hits<kKind>(from, bounds), hits<kKind>(from + kLanes, bounds));
     };
     return join16(half(at), half(at + 2 * kLanes));
   }
@@ -51,21 +52,23 @@ struct Keys32 {
 struct Keys16 {
   using Element = uint16_t;
   using Bounds = GRADSTAT_VARIANT::Bounds;
-  static uint16_t nan() { return 0x7fff; }
+  static uint16_t nan() { return 0xffff; }
+  static bool is_above(uint16_t nan) { return nan >> 15 == 0; }
 
   static Bounds bounds(const UnitPass& pass) {
-    const int64_t first = pass.both_signs ? pass.band.from : first_bits(pass.band, 16);
+    const int64_t first = first_bits(pass, 16);
     return {splat_u16(static_cast<uint16_t>(first)),
             splat_u16(static_cast<uint16_t>(pass.band.to - pass.band.from + 1))};
   }
-  template <bool kBothSigns>
+  template <BandKind kKind>
   static Hits16 hits(const uint16_t* at, const Bounds& bounds) {
-    const U key = kBothSigns ? order_u16(load_u16(at)) : load_u16(at);
+    if (kKind == BandKind::kAbove) return is_less_i16(bounds.first, load_u16(at));
+    const U key = kKind == BandKind::kBothSigns ? order_u16(load_u16(at)) : load_u16(at);
     return is_less_u16(sub_u16(key, bounds.first), bounds.size);
   }
-  template <bool kBothSigns>
+  template <BandKind kKind>
   static Hits8 step_hits(const uint16_t* at, const Bounds& bounds) {
-    return join16(hits<kBothSigns>(at, bounds), hits<kBothSigns>(at + 2 * kLanes, bounds));
+    return join16(hits<kKind>(at, bounds), hits<kKind>(at + 2 * kLanes, bounds));
   }
 };
 
@@ -77,11 +80,12 @@ struct Keys64 {
     D to;
   };
   static double nan() { return NAN; }
+  static bool is_above(double) { return false; }
 
   static Bounds bounds(const UnitPass& pass) {
     return {splat_f64(pass.from_value), splat_f64(pass.to_value)};
   }
-  template <bool>
+  template <BandKind>
   static Hits8 step_hits(const double* at, const Bounds& bounds) {
     const auto hits = [&](const double* from) {
       return is_within_f64(load_f64(from), bounds.from, bounds.to);
@@ -96,18 +100,28 @@ struct Keys64 {
   }
 };
 
-// Adds 1 to the counter of each of n elements that lies in a band: of its column, or of its place
-// in the step.
-template <class Keys, bool kByColumns, bool kBothSigns>
-inline void count_band(const typename Keys::Element* at, int64_t n,
-                       const typename Keys::Bounds& bounds, uint8_t* counters) {
-  U counts = load_bytes(counters);
+// Adds 1 to the counter of each of n elements that lies in a band, for kBands bands of one kind:
+// the counter of its column, or of its place in the step. The counters of a band lie `pitch` bytes
+// behind those of the one before.
+template <class Keys, bool kByColumns, BandKind kKind, int kBands>
+GRADSTAT_INLINE void count_bands(const typename Keys::Element* at, int64_t n,
+                                                       const typename Keys::Bounds* bounds,
+                                                       uint8_t* counters, int64_t pitch) {
+  typename Keys::Bounds band[kBands];
+  U counts[kBands];
+  for (int i = 0; i < kBands; ++i) {
+    band[i] = bounds[i];
+    if (!kByColumns) counts[i] = load_bytes(counters + i * pitch);
+  }
   const auto add = [&](const typename Keys::Element* from) {
-    if (kByColumns) counts = load_bytes(counters);
-    counts = add_hits(counts, Keys::template step_hits<kBothSigns>(from, bounds));
-    if (!kByColumns) return;
-    store_bytes(counters, counts);
-    counters += kStep;
+    Hits8 hits[kBands];  // all of them before a store, after which the elements were loaded again
+    for (int i = 0; i < kBands; ++i) hits[i] = Keys::template step_hits<kKind>(from, band[i]);
+    for (int i = 0; i < kBands; ++i) {
+      if (kByColumns) counts[i] = load_bytes(counters + i * pitch);
+      counts[i] = add_hits(counts[i], hits[i]);
+      if (kByColumns) store_bytes(counters + i * pitch, counts[i]);
+    }
+    if (kByColumns) counters += kStep;
   };
   for (; n >= kStep; n -= kStep, at += kStep) add(at);
   if (n > 0) {
@@ -116,19 +130,35 @@ inline void count_band(const typename Keys::Element* at, int64_t n,
     memcpy(tail, at, static_cast<size_t>(n) * sizeof *at);
     add(tail);
   }
-  if (!kByColumns) store_bytes(counters, counts);
+  for (int i = 0; i < kBands && !kByColumns; ++i) store_bytes(counters + i * pitch, counts[i]);
 }
 
-// The same for each of a task's bands, whose counters lie `pitch` bytes apart.
+// The same for all of a task's bands.
 template <class Keys, bool kByColumns>
-inline void count(const typename Keys::Element* at, int64_t n, const UnitTask& task,
-                  const typename Keys::Bounds* bounds, uint8_t* counters, int64_t pitch) {
-  for (int i = 0; i < task.n_passes; ++i) {
-    const typename Keys::Bounds band = bounds[i];
-    if (task.pass[i].both_signs) {
-      count_band<Keys, kByColumns, true>(at, n, band, counters + i * pitch);
-    } else {
-      count_band<Keys, kByColumns, false>(at, n, band, counters + i * pitch);
+GRADSTAT_INLINE void count(const typename Keys::Element* at, int64_t n,
+                                                 const UnitTask& task,
+                                                 const typename Keys::Bounds* bounds,
+                                                 uint8_t* counters, int64_t pitch) {
+  constexpr BandKind kAbove = BandKind::kAbove;
+  if (task.n_passes == 1 && task.pass[0].kind == kAbove) {
+    count_bands<Keys, kByColumns, kAbove, 1>(at, n, bounds, counters, pitch);
+    return;
+  }
+  if (task.n_passes == 2 && task.pass[0].kind == kAbove && task.pass[1].kind == kAbove) {
+    count_bands<Keys, kByColumns, kAbove, 2>(at, n, bounds, counters, pitch);
+    return;
+  }
+  for (int i = 0; i < task.n_passes; ++i, ++bounds, counters += pitch) {
+    switch (task.pass[i].kind) {
+      case BandKind::kAbove:
+        count_bands<Keys, kByColumns, kAbove, 1>(at, n, bounds, counters, pitch);
+        break;
+      case BandKind::kOneSign:
+        count_bands<Keys, kByColumns, BandKind::kOneSign, 1>(at, n, bounds, counters, pitch);
+        break;
+      case BandKind::kBothSigns:
+        count_bands<Keys, kByColumns, BandKind::kBothSigns, 1>(at, n, bounds, counters, pitch);
+        break;
     }
   }
 }
@@ -158,14 +188,23 @@ inline bool is_nan(float value, int64_t) { return value != value; }
 inline bool is_nan(double value, int64_t) { return value != value; }
 inline bool is_nan(uint16_t bits, int64_t infinity) { return (bits & 0x7fff) > infinity; }
 
-// What is counted as the elements outside of a band is not meant to hold NaN.
-template <class Element>
-inline void take_off_nans(const UnitTask& task, int64_t begin, const Element* at, int64_t n) {
+// NaN is meant to be neither in a band nor outside of one.
+template <class Keys>
+inline void take_off_nans(const UnitTask& task, int64_t begin, const typename Keys::Element* at,
+                          int64_t n) {
   for_each_run(task, begin, n, [&](int64_t unit, int64_t offset, int64_t size) {
     int64_t nans = 0;
-    for (int64_t i = offset; i < offset + size; ++i) nans += is_nan(at[i], task.infinity);
+    int64_t above = 0;  // in the bands that reach up to infinity
+    for (int64_t i = offset; i < offset + size; ++i) {
+      if (!is_nan(at[i], task.infinity)) continue;
+      ++nans;
+      above += Keys::is_above(at[i]);
+    }
     for (int what = 0; what < kNumUnitCounts; ++what) {
       if (task.is_outside[what]) task.counts[what * task.units + unit] -= nans;
+    }
+    for (int i = 0; i < task.n_passes; ++i) {
+      if (task.pass[i].kind == BandKind::kAbove) add_counts(task, task.pass[i], unit, -above);
     }
   });
 }
@@ -248,28 +287,80 @@ class RunCounts {
   alignas(64) uint8_t counters_[kMaxUnitPasses * kStep] = {};
 };
 
+// What goes on beside the moments of a row: the counts of its runs, or of its columns.
+template <class Keys>
+struct BesideRuns {
+  using Element = typename Keys::Element;
+  RunCounts<Keys>* runs;
+
+  void step(const Element*) const {}
+  void group(const Element* at, int64_t n) const { runs->add(at, n); }
+  void rest(const Element* at, int64_t n) const { runs->add(at, n); }
+};
+
+template <class Keys>
+struct BesideColumns {
+  using Element = typename Keys::Element;
+  const UnitTask& task;
+  const typename Keys::Bounds* bounds;
+  const Element* row;
+  uint8_t* counters;  // of the row's first element
+
+  void step(const Element*) const {}
+  void group(const Element* at, int64_t n) const { rest(at, n); }
+  void rest(const Element* at, int64_t n) const {
+    count<Keys, true>(at, n, task, bounds, counters + (at - row), task.pitch);
+  }
+};
+
+// The same for kBands bands that are all kAbove: finer, since the bounds stay in registers.
+template <class Keys, int kBands>
+struct BesideColumnsAbove {
+  using Element = typename Keys::Element;
+  const Element* row;
+  uint8_t* counters;
+  int64_t pitch;
+  typename Keys::Bounds bounds[kBands];
+
+  GRADSTAT_INLINE void step(const Element* at) const {
+    count_bands<Keys, true, BandKind::kAbove, kBands>(at, kStep, bounds, counters + (at - row),
+                                                      pitch);
+  }
+  void group(const Element*, int64_t) const {}
+  void rest(const Element* at, int64_t n) const {
+    count_bands<Keys, true, BandKind::kAbove, kBands>(at, n, bounds, counters + (at - row), pitch);
+  }
+};
+
 template <class Keys, class OfChunk>
 inline void read_chunk(const UnitTask& task, const UnitChunk& chunk,
                        const typename Keys::Bounds* bounds, Moments* result) {
+  const bool above = task.pass[0].kind == BandKind::kAbove &&
+                     (task.n_passes == 1 || task.pass[1].kind == BandKind::kAbove);
+  const int bands_above = above ? task.n_passes : 0;
   OfChunk moments;
   for (int64_t row = 0; row < chunk.rows; ++row) {
     const int64_t begin = chunk.begin + row * task.plan.stride;
     const int64_t left = task.numel - begin;
     const int64_t n = chunk.columns < left ? chunk.columns : left;
     const auto* at = static_cast<const typename Keys::Element*>(task.data) + begin;
+    uint8_t* counters = task.counters + chunk.column;
     int64_t nans = 0;
     if (task.plan.by_runs) {
       RunCounts<Keys> runs(task, bounds, begin);
-      nans = moments.add_block(at, n, nullptr,
-                               [&](int64_t offset, int64_t size) { runs.add(at + offset, size); });
+      nans = moments.add_block(at, n, nullptr, BesideRuns<Keys>{&runs});
       runs.flush();
+    } else if (bands_above == 1) {
+      nans = moments.add_block(at, n, nullptr,
+                               BesideColumnsAbove<Keys, 1>{at, counters, task.pitch, {bounds[0]}});
+    } else if (bands_above == 2) {
+      nans = moments.add_block(at, n, nullptr,
+                               BesideColumnsAbove<Keys, 2>{at, counters, task.pitch, {bounds[0], bounds[1]}});
     } else {
-      uint8_t* counters = task.counters + chunk.column;
-      nans = moments.add_block(at, n, nullptr, [&](int64_t offset, int64_t size) {
-        count<Keys, true>(at + offset, size, task, bounds, counters + offset, task.pitch);
-      });
+      nans =
+          moments.add_block(at, n, nullptr, BesideColumns<Keys>{task, bounds, at, counters});
     }
-    if (nans > 0) take_off_nans(task, begin, at, n);
+    if (nans > 0) take_off_nans<Keys>(task, begin, at, n);
   }
   moments.add_to(result);
 }
