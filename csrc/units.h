@@ -150,6 +150,11 @@ GRADSTAT_HD static inline UnitChunk unit_chunk_at(const UnitPlan& plan, int64_t 
           columns_left < plan.columns ? columns_left : plan.columns, column};
 }
 
+// Chunks from one on that meet no column in more rows than a counter of one byte holds.
+static inline int64_t chunks_a_fold(const UnitPlan& plan) {
+  return plan.tiles * (UINT8_MAX / plan.rows_per_chunk);
+}
+
 // ---- the window's row ---------------------------------------------------------------------------
 
 GRADSTAT_HD static inline void merge_into_row(const Moments& m, double numel, double units,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -40,6 +41,16 @@ def test_moments_of_every_16_bit_value(cpu_variant, dtype):
     # One tensor for each sign and exponent, and one of them all.
     tensors = [*bits.view(dtype).split(128), bits.view(dtype)]
     assert_table(run_moments(tensors).table, tensors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_the_first_negative_value_may_come_late(cpu_variant, dtype):
+    positive = sample(9000, dtype).abs()
+    for place in (0, 17, 300, 4095, 4096, 8191, 8999):
+        for value in (-3.0, -0.0, -math.inf, math.copysign(math.nan, -1)):
+            tensor = positive.clone()
+            tensor[place] = value
+            assert_table(run_moments([tensor, positive]).table, [tensor, positive])
 
 
 def mixed_list() -> list[torch.Tensor | None]:

@@ -141,6 +141,26 @@ def test_special_values(cpu_variant, dtype, rule):
         assert_counts(units(tensor, rule, 1), rule, [tensor])
 
 
+@DTYPE
+@pytest.mark.parametrize("shape", [(70, 300), (9, 4, 3136)], ids=str)
+def test_nan_of_either_sign_is_in_no_band(cpu_variant, dtype, shape):
+    tensor = activation(shape, dtype).abs()
+    for place, sign in ((5, 1.0), (1000, -1.0), (4097, 1.0), (9999, -1.0)):
+        tensor.view(-1)[place] = math.copysign(math.nan, sign)
+    for rule in RULES.values():
+        assert_counts(units(tensor, rule, 1), rule, [tensor])
+
+
+@DTYPE
+@pytest.mark.parametrize("shape", [(70, 300), (9, 4, 3136)], ids=str)
+def test_the_first_negative_value_may_come_late(cpu_variant, dtype, shape):
+    tensor = activation(shape, dtype).abs()
+    for place in (3000, 9999):
+        tensor.view(-1)[place] = -1.5
+        for rule in (RULES["relu"], RULES["sigmoid"], RULES["tanh"]):
+            assert_counts(units(tensor, rule, 1), rule, [tensor])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 def test_every_16_bit_value(cpu_variant, dtype):
     tensor = torch.arange(-32768, 32768).to(torch.int16).view(dtype).view(-1, 64)

@@ -10,8 +10,8 @@ namespace gradstat {
 constexpr int kNumDTypes = 4;
 
 // How to tell whether a value of 16 or 32 bits lies in a band. kAbove: positive values up to
-// infinity, by one comparison of their bits, which takes positive NaN for more of them. kOneSign: by
-// a range of the bits. kBothSigns: by a range of values put in order.
+// infinity, by one comparison of their bits, which takes positive NaN for more of them. kOneSign:
+// by a range of the bits. kBothSigns: by a range of values put in order.
 enum class BandKind : int { kAbove, kOneSign, kBothSigns };
 
 // One band to be counted, and what its count is added to (1) or taken from (-1), by UnitCount.

@@ -105,28 +105,39 @@ inline void add_widened(U from, D* to) {
   to[1] = add_f64(to[1], high_f64(from));
 }
 
-// Runs whole groups of a block, with beside.step and beside.group; returns how many elements that
-// were. Without kSigned the magnitudes are the values themselves, which spares a
-// fifth of the instructions; a negative value then shows as the largest of them.
+// Adds the groups of kSteps steps that n elements hold, with beside.step and beside.group; returns
+// how many elements those are.
+template <class Type, bool kSigned, int kSteps, class Beside>
+GRADSTAT_INLINE int64_t add_groups(const typename Type::Element* at, int64_t n, Lanes32* lanes,
+                                   typename Type::Extremes* extremes, const Beside& beside) {
+  constexpr int64_t kSize = kSteps * kStep;
+  int64_t i = 0;
+  for (; i + kSize <= n; i += kSize) {
+    const GroupSums group = sum_group<Type, kSigned, kSteps>(at + i, extremes, beside);
+    add_widened(group.sum, lanes->sum);
+    add_widened(kSigned ? group.abs_sum : group.sum, lanes->abs_sum);
+    add_widened(group.sq_sum, lanes->sq_sum);
+    beside.group(at + i, kSize);
+  }
+  return i;
+}
+
+// Runs the whole steps of a block, in groups as far as they go; returns how many elements those
+// are. Without kSigned the magnitudes are the values themselves, which spares a fifth of the
+// instructions; a negative value then shows as the largest of them.
 template <class Type, bool kSigned, class Beside>
 inline int64_t run_groups(const typename Type::Element* at, int64_t n, Lanes32* lanes,
                           Block32* block, Beside beside) {
-  constexpr int64_t kSize = Type::kGroupSteps * kStep;
-  if (n < kSize) return 0;
+  if (n < kStep) return 0;
   typename Type::Extremes extremes;
-  Lanes32 sums = *lanes;  // in registers
-  int64_t i = 0;
-  for (; i + kSize <= n; i += kSize) {
-    const GroupSums group =
-        sum_group<Type, kSigned, Type::kGroupSteps>(at + i, &extremes, beside);
-    add_widened(group.sum, sums.sum);
-    add_widened(kSigned ? group.abs_sum : group.sum, sums.abs_sum);
-    add_widened(group.sq_sum, sums.sq_sum);
-    beside.group(at + i, kSize);
-  }
+  Lanes32 sums = *lanes;  // a copy stays in registers
+  int64_t done = add_groups<Type, kSigned, Type::kGroupSteps>(at, n, &sums, &extremes, beside);
+  done += add_groups<Type, kSigned, Type::kGroupSteps / 2>(at + done, n - done, &sums, &extremes,
+                                                           beside);
+  done += add_groups<Type, kSigned, 1>(at + done, n - done, &sums, &extremes, beside);
   *lanes = sums;
   Type::merge_extremes(extremes, block);
-  return i;
+  return done;
 }
 
 // How to read and write a dtype, kLanes elements at a time.
@@ -239,19 +250,24 @@ struct BF16 : Wide16<split_bf16> {
 #endif
 };
 
-// Steps over n elements. Missing ones of the last step are zeros; the caller takes them off.
+// Registers of n elements one by one. Missing ones of the last are zeros; the caller takes them
+// off.
 template <class Type, bool kCareful>
 inline void run_steps(const typename Type::Element* at, int64_t n, Lanes32* lanes, Block32* block) {
+  Lanes32 sums = *lanes;  // copies stay in registers
+  Block32 counts = *block;
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     touch(at + i);
-    step<kCareful>(Type::load(at + i), lanes, block);
+    step<kCareful>(Type::load(at + i), &sums, &counts);
   }
   if (i < n) {
     typename Type::Element tail[kLanes] = {};
     memcpy(tail, at + i, static_cast<size_t>(n - i) * sizeof *at);
-    step<kCareful>(Type::load(tail), lanes, block);
+    step<kCareful>(Type::load(tail), &sums, &counts);
   }
+  *lanes = sums;
+  *block = counts;
 }
 
 // Byte exponents of n elements: bits 23 to 30 of their fp32 values.
@@ -278,49 +294,35 @@ class Moments32 {
  public:
   using Element = typename Type::Element;
 
-  // Adds at most kBlock elements; returns how many are NaN. `beside` meets each of them once as soon
-  // as it lies in the L1 cache.
+  // Adds at most kBlock elements; returns how many are NaN. `beside` meets each of them once as
+  // soon as it lies in the L1 cache.
   template <class Beside>
   int64_t add_block(const Element* from, int64_t size, uint32_t* histogram, const Beside& beside) {
+    if (size < kGroup / 2) {
+      beside.rest(from, size);
+      return add_singly<false>(from, size, histogram);
+    }
+    signed_ = signed_ || reduce_max_u32(Type::load(from)) > kMagnitudeMask;
     Lanes32 attempt = lanes_;
     Block32 block;
-    signed_ = signed_ || size < kGroup || reduce_max_u32(Type::load(from)) > kMagnitudeMask;
     const int64_t grouped = signed_ ? run_groups<Type, true>(from, size, &attempt, &block, beside)
-                              : run_groups<Type, false>(from, size, &attempt, &block, beside);
-    if (grouped < size) beside.rest(from + grouped, size - grouped);
+                                    : run_groups<Type, false>(from, size, &attempt, &block, beside);
     if (!signed_ && reduce_max_u32(block.extremes.max_bits) > kMagnitudeMask) {
       signed_ = true;  // and probably in the blocks that follow
       attempt = lanes_;
       block = Block32();
       run_groups<Type, true>(from, size, &attempt, &block, Nothing<Element>());
     }
-    run_steps<Type, false>(from + grouped, size - grouped, &attempt, &block);
-    uint32_t block_max = reduce_max_u32(block.extremes.max_bits);
-    int64_t nans = 0;
-    if (block_max >= kInfinityBits || (grouped > 0 && !Type::fits_groups(block_max))) {
-      attempt = lanes_;
-      block = Block32();
-      run_steps<Type, true>(from, size, &attempt, &block);
-      block_max = reduce_max_u32(block.extremes.max_bits);
-      infs_ += total(block.infs);
-      nans = total(block.nans);
-      nans_ += nans;
+    if (grouped < size) {
+      beside.rest(from + grouped, size - grouped);
+      run_steps<Type, false>(from + grouped, size - grouped, &attempt, &block);
     }
-    lanes_ = attempt;
-    const int64_t padding = (kLanes - size % kLanes) % kLanes;
-    const int64_t zeros = total(block.extremes.zeros) + block.zeros_in_groups - padding;
-    zeros_ += zeros;
-    const uint32_t block_min_less_1 = reduce_min_u32(block.extremes.min_bits_less_1);
-    max_bits_ = block_max > max_bits_ ? block_max : max_bits_;
-    min_bits_less_1_ = block_min_less_1 < min_bits_less_1_ ? block_min_less_1 : min_bits_less_1_;
-    if (histogram != nullptr && block_max != 0) {
-      Exponents exponents;
-      take_exponents<Type>(from, size, &exponents);
-      const int low = static_cast<int>((block_min_less_1 + 1) >> 23);
-      count_bins(&exponents, size, low, static_cast<int>(block_max >> 23), histogram);
-      if (low == 0) histogram[0] -= static_cast<uint32_t>(zeros);
+    const uint32_t block_max = reduce_max_u32(block.extremes.max_bits);
+    if (block_max >= kInfinityBits || !Type::fits_groups(block_max)) {
+      return add_singly<true>(from, size, histogram);
     }
-    return nans;
+    keep(attempt, block, from, size, histogram);
+    return 0;
   }
 
   void add_to(Moments* result) const {
@@ -339,6 +341,42 @@ class Moments32 {
   }
 
  private:
+  // The same by single registers. What a function of its own holds stays in registers.
+  template <bool kCareful>
+  int64_t add_singly(const Element* from, int64_t size, uint32_t* histogram) {
+    Lanes32 attempt = lanes_;
+    Block32 block;
+    run_steps<Type, kCareful>(from, size, &attempt, &block);
+    if (!kCareful && reduce_max_u32(block.extremes.max_bits) >= kInfinityBits) {
+      return add_singly<true>(from, size, histogram);
+    }
+    keep(attempt, block, from, size, histogram);
+    const int64_t nans = total(block.nans);
+    nans_ += nans;
+    infs_ += total(block.infs);
+    return nans;
+  }
+
+  // Takes the results of a block over.
+  GRADSTAT_INLINE void keep(const Lanes32& attempt, const Block32& block, const Element* from,
+                            int64_t size, uint32_t* histogram) {
+    lanes_ = attempt;
+    const int64_t padding = (kLanes - size % kLanes) % kLanes;
+    const int64_t zeros = total(block.extremes.zeros) + block.zeros_in_groups - padding;
+    zeros_ += zeros;
+    const uint32_t block_max = reduce_max_u32(block.extremes.max_bits);
+    const uint32_t block_min_less_1 = reduce_min_u32(block.extremes.min_bits_less_1);
+    max_bits_ = block_max > max_bits_ ? block_max : max_bits_;
+    min_bits_less_1_ = block_min_less_1 < min_bits_less_1_ ? block_min_less_1 : min_bits_less_1_;
+    if (histogram != nullptr && block_max != 0) {
+      Exponents exponents;
+      take_exponents<Type>(from, size, &exponents);
+      const int low = static_cast<int>((block_min_less_1 + 1) >> 23);
+      count_bins(&exponents, size, low, static_cast<int>(block_max >> 23), histogram);
+      if (low == 0) histogram[0] -= static_cast<uint32_t>(zeros);
+    }
+  }
+
   Lanes32 lanes_;
   bool signed_ = false;  // whether a negative value was met
   uint32_t max_bits_ = 0;

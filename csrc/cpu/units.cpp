@@ -2,6 +2,7 @@
 #include "../units.h"
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -65,10 +66,17 @@ UnitTask plan_task(const TensorRef& activation, const UnitRule& rule) {
   return task;
 }
 
-// Pieces that a thread takes, each with counts of its own: enough to share the work evenly.
+// Pieces that a thread takes: enough to share the work evenly.
 constexpr int64_t kPieces = 4;
 // Below this, one thread is done before a second one has started.
 constexpr int64_t kSerialElements = 65536;
+
+// Chunks of a piece: no more than the counters of columns hold between two folds.
+int64_t piece_size(const UnitPlan& plan, int threads) {
+  if (threads <= 1) return plan.chunks;
+  const int64_t fold = plan.by_runs ? plan.chunks : chunks_a_fold(plan);
+  return std::min(fold, plan.chunks / (kPieces * threads) + 1);
+}
 
 }  // namespace
 
@@ -81,18 +89,22 @@ void units(const TensorRef& activation, const UnitRule& rule, int64_t* counts, d
   if (activation.numel <= kSerialElements) threads = 1;
   const std::unique_ptr<Moments[]> results(new Moments[static_cast<size_t>(chunks)]);
   const auto n_counts = static_cast<size_t>(kNumUnitCounts * task.units);
-  const int64_t pieces = threads > 1 ? kPieces * threads : 1;
+  const int64_t size = piece_size(task.plan, threads);
+  std::atomic<int64_t> next{0};
   std::mutex adding;
-  parallel_for(chunks, chunks / pieces + 1, threads, [&](int64_t begin, int64_t end) {
-    std::vector<int64_t> of_piece(n_counts);
+  // One call a thread: its counts are made, and added to the others', once.
+  parallel_for(threads, 1, threads, [&](int64_t, int64_t) {
+    std::vector<int64_t> own_counts(n_counts);
     std::vector<CounterLine> lines(static_cast<size_t>(task.n_passes * task.pitch / kLine));
-    UnitTask piece = task;
-    piece.counts = of_piece.data();
-    piece.counters = lines.empty() ? nullptr : lines.front().counters;
-    read(piece, begin, end, results.get());
+    UnitTask own = task;
+    own.counts = own_counts.data();
+    own.counters = lines.empty() ? nullptr : lines.front().counters;
+    for (int64_t begin; (begin = next.fetch_add(size, std::memory_order_relaxed)) < chunks;) {
+      read(own, begin, std::min(begin + size, chunks), results.get());
+    }
     // Integers: the order in which threads add does not show.
     const std::lock_guard<std::mutex> lock(adding);
-    for (size_t i = 0; i < n_counts; ++i) counts[i] += of_piece[i];
+    for (size_t i = 0; i < n_counts; ++i) counts[i] += own_counts[i];
   });
   for (int what = 0; what < kNumUnitCounts; ++what) {
     if (!task.is_outside[what] || task.units == 0) continue;

@@ -105,8 +105,8 @@ struct Keys64 {
 // behind those of the one before.
 template <class Keys, bool kByColumns, BandKind kKind, int kBands>
 GRADSTAT_INLINE void count_bands(const typename Keys::Element* at, int64_t n,
-                                                       const typename Keys::Bounds* bounds,
-                                                       uint8_t* counters, int64_t pitch) {
+                                 const typename Keys::Bounds* bounds, uint8_t* counters,
+                                 int64_t pitch) {
   typename Keys::Bounds band[kBands];
   U counts[kBands];
   for (int i = 0; i < kBands; ++i) {
@@ -135,10 +135,8 @@ GRADSTAT_INLINE void count_bands(const typename Keys::Element* at, int64_t n,
 
 // The same for all of a task's bands.
 template <class Keys, bool kByColumns>
-GRADSTAT_INLINE void count(const typename Keys::Element* at, int64_t n,
-                                                 const UnitTask& task,
-                                                 const typename Keys::Bounds* bounds,
-                                                 uint8_t* counters, int64_t pitch) {
+GRADSTAT_INLINE void count(const typename Keys::Element* at, int64_t n, const UnitTask& task,
+                           const typename Keys::Bounds* bounds, uint8_t* counters, int64_t pitch) {
   constexpr BandKind kAbove = BandKind::kAbove;
   if (task.n_passes == 1 && task.pass[0].kind == kAbove) {
     count_bands<Keys, kByColumns, kAbove, 1>(at, n, bounds, counters, pitch);
@@ -354,11 +352,11 @@ inline void read_chunk(const UnitTask& task, const UnitChunk& chunk,
       nans = moments.add_block(at, n, nullptr,
                                BesideColumnsAbove<Keys, 1>{at, counters, task.pitch, {bounds[0]}});
     } else if (bands_above == 2) {
-      nans = moments.add_block(at, n, nullptr,
-                               BesideColumnsAbove<Keys, 2>{at, counters, task.pitch, {bounds[0], bounds[1]}});
+      nans = moments.add_block(
+          at, n, nullptr,
+          BesideColumnsAbove<Keys, 2>{at, counters, task.pitch, {bounds[0], bounds[1]}});
     } else {
-      nans =
-          moments.add_block(at, n, nullptr, BesideColumns<Keys>{task, bounds, at, counters});
+      nans = moments.add_block(at, n, nullptr, BesideColumns<Keys>{task, bounds, at, counters});
     }
     if (nans > 0) take_off_nans<Keys>(task, begin, at, n);
   }
@@ -369,12 +367,11 @@ template <class Keys, class OfChunk>
 void units_of(const UnitTask& task, int64_t begin, int64_t end, Moments* results) {
   typename Keys::Bounds bounds[kMaxUnitPasses];
   for (int i = 0; i < task.n_passes; ++i) bounds[i] = Keys::bounds(task.pass[i]);
-  // Chunks that meet no column in more rows than its counter holds.
-  const int64_t chunks_a_fold = task.plan.tiles * (UINT8_MAX / task.plan.rows_per_chunk);
+  const int64_t fold_after = chunks_a_fold(task.plan);
   for (int64_t i = begin; i < end; ++i) {
     results[i] = empty_moments();
     read_chunk<Keys, OfChunk>(task, unit_chunk_at(task.plan, i), bounds, &results[i]);
-    const bool fold = i + 1 == end || (i + 1 - begin) % chunks_a_fold == 0;
+    const bool fold = i + 1 == end || (i + 1 - begin) % fold_after == 0;
     if (fold && !task.plan.by_runs) fold_columns(task);
   }
 }
