@@ -1,9 +1,9 @@
 // The loops of `units`, compiled per instruction set like moments_body.h, which must be included
-// first. The counts follow the moments group by group: memory that the loop of the moments asked
-// for arrives while a few registers are counted. With the counts behind the moments of a whole
-// block it stood idle meanwhile, and sigmoid took 1.5 to 1.7 times the time to read rows of 4096,
-// now 1.0 to 1.25. A band costs two instructions a register and a few to pack the hits into
-// counters of bytes.
+// first. The counts follow the moments step by step or group by group: memory that the loop of the
+// moments asked for arrives while a few registers are counted. With the counts behind the moments
+// of a whole block it stood idle meanwhile, and sigmoid took 1.5 to 1.7 times the time to read rows
+// of 4096. A band costs one or two instructions a register and a few to pack the hits into counters
+// of bytes.
 
 namespace gradstat::GRADSTAT_VARIANT {
 namespace {
@@ -133,23 +133,14 @@ GRADSTAT_INLINE void count_bands(const typename Keys::Element* at, int64_t n,
   for (int i = 0; i < kBands && !kByColumns; ++i) store_bytes(counters + i * pitch, counts[i]);
 }
 
-// The same for all of a task's bands.
+// The same for all of a task's bands, one by one.
 template <class Keys, bool kByColumns>
-GRADSTAT_INLINE void count(const typename Keys::Element* at, int64_t n, const UnitTask& task,
-                           const typename Keys::Bounds* bounds, uint8_t* counters, int64_t pitch) {
-  constexpr BandKind kAbove = BandKind::kAbove;
-  if (task.n_passes == 1 && task.pass[0].kind == kAbove) {
-    count_bands<Keys, kByColumns, kAbove, 1>(at, n, bounds, counters, pitch);
-    return;
-  }
-  if (task.n_passes == 2 && task.pass[0].kind == kAbove && task.pass[1].kind == kAbove) {
-    count_bands<Keys, kByColumns, kAbove, 2>(at, n, bounds, counters, pitch);
-    return;
-  }
+inline void count(const typename Keys::Element* at, int64_t n, const UnitTask& task,
+                  const typename Keys::Bounds* bounds, uint8_t* counters, int64_t pitch) {
   for (int i = 0; i < task.n_passes; ++i, ++bounds, counters += pitch) {
     switch (task.pass[i].kind) {
       case BandKind::kAbove:
-        count_bands<Keys, kByColumns, kAbove, 1>(at, n, bounds, counters, pitch);
+        count_bands<Keys, kByColumns, BandKind::kAbove, 1>(at, n, bounds, counters, pitch);
         break;
       case BandKind::kOneSign:
         count_bands<Keys, kByColumns, BandKind::kOneSign, 1>(at, n, bounds, counters, pitch);
