@@ -53,7 +53,7 @@ def test_a_tensor_gives_equal_bits_wherever_it_stands(cpu_variant):
     tensor = sample(150_000, torch.float32)
     alone = run_moments([tensor]).table[0]
     moved = torch.empty(150_001)[1:].copy_(tensor)
-    among = run_moments([torch.ones(7), moved, torch.ones(70_000)], threads=2).table[1]
+    among = run_moments([torch.ones(7), moved, torch.ones(200_000)], threads=2).table[1]
     assert torch.equal(alone, among)
 
 
@@ -79,7 +79,7 @@ SUBNORMAL = {
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(("dtype", "value"), SUBNORMAL.values(), ids=SUBNORMAL)
 def test_flush_to_zero_changes_no_result(cpu_variant, flush_denormal, dtype, value, threads):
-    tensors = [torch.full((n,), value, dtype=torch.float64).to(dtype) for n in (3, 100, 150_000)]
+    tensors = [torch.full((n,), value, dtype=torch.float64).to(dtype) for n in (3, 100, 300_000)]
     tensors[1][:50] *= 3
     scaled = [tensor.clone() for tensor in tensors]
     expected = results(tensors, threads)

@@ -29,8 +29,6 @@ class Chunks {
   // Calls body(tensor, index of the chunk in its tensor, slot) once for each chunk.
   template <class Body>
   void for_each(int threads, const Body& body) const {
-    // Below this, one thread is done before a second one has started.
-    constexpr int64_t kSerialElements = 65536;
     if (count() == 0) return;
     // Pieces of about one full chunk's elements, however small the tensors are.
     const int64_t grain = kChunkElements / (elements_ / count() + 1) + 1;

@@ -68,8 +68,6 @@ UnitTask plan_task(const TensorRef& activation, const UnitRule& rule) {
 
 // Pieces that a thread takes: enough to share the work evenly.
 constexpr int64_t kPieces = 4;
-// Below this, one thread is done before a second one has started.
-constexpr int64_t kSerialElements = 65536;
 
 // Chunks of a piece: no more than the counters of columns hold between two folds.
 int64_t piece_size(const UnitPlan& plan, int threads) {
@@ -86,7 +84,7 @@ void units(const TensorRef& activation, const UnitRule& rule, int64_t* counts, d
   const UnitTask task = plan_task(activation, rule);
   const auto read = variant().kernels->units[static_cast<int>(activation.dtype)];
   const int64_t chunks = task.plan.chunks;
-  if (activation.numel <= kSerialElements) threads = 1;
+  if (activation.numel < kSerialElements) threads = 1;
   const std::unique_ptr<Moments[]> results(new Moments[static_cast<size_t>(chunks)]);
   const auto n_counts = static_cast<size_t>(kNumUnitCounts * task.units);
   const int64_t size = piece_size(task.plan, threads);
