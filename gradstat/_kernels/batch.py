@@ -129,9 +129,8 @@ def gather(
         if repeated:
             raise RepeatedError(repeated)
     if not tensors.irregular:
-        on_cuda = tensors.on_cuda
-        device = torch.device("cuda", tensors.device_index) if on_cuda else _CPU
-        if not on_cuda or _kernel_device(device):
+        device = torch.device("cuda", tensors.device_index) if tensors.on_cuda else _CPU
+        if _kernel_device(device):
             dtype = torch.float64 if tensors.has_f64 else torch.float32
             return Batch([Part(device, tensors, {})], len(tensors), None, dtype)
     originals: list[Tensor | None] = tensors.objects
