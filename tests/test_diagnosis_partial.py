@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gradstat
+from gradstat.diagnosis import Finding
+from gradstat.diagnosis.causes import rank
 
 
 @pytest.fixture(autouse=True)
@@ -177,3 +179,48 @@ def test_a_gradient_that_spoils_the_weights_comes_before_the_loss_that_it_spoils
     assert monitor.evidence().loss is not None
     assert monitor.evidence().first_nonfinite is not None
     assert raised(monitor)[:2] == ["nonfinite-gradient", "nonfinite-loss"]
+
+
+def test_branches_that_start_at_zero_and_wake_are_no_bad_start() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branch = nn.Linear(8, 8)
+            nn.init.zeros_(self.branch.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.tanh(self.branch(x))
+
+    model = nn.Sequential(*(Block() for _ in range(10)), nn.Linear(8, 3))
+    assert raised(train(model, classes(), functional.cross_entropy, see=())) == []
+
+
+def test_a_spike_of_the_rate_between_two_probes_is_seen_by_what_it_left() -> None:
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+    x, y = classes()
+    monitor = train(model, (x, y), functional.cross_entropy, optimizer=sgd(model, 0.05, 0.8),
+                    schedule=lambda step: 3e4 if 10 <= step < 13 else 1.0, steps=200)  # fmt: skip
+    assert raised(monitor)[0] in ("lr-too-high", "dead-units")
+    assert "lr-too-high" in raised(monitor)
+
+
+@pytest.mark.parametrize(
+    ("by_design", "first"), [(0.85, "constant-predictions"), (0.75, "plateau")]
+)
+def test_constant_outputs_cause_a_plateau_where_they_are_so_by_design(
+    by_design: float, first: str
+) -> None:
+    findings = [
+        Finding(code, "warning", confidence, "It is so.", ("do this",))
+        for code, confidence in (("plateau", 0.76), ("constant-predictions", by_design))
+    ]
+    assert rank(findings)[0].code == first
+
+
+def test_a_run_far_above_a_guess_has_not_overfitted() -> None:
+    x, y = numbers()
+    model = nn.Linear(8, 1)
+    nn.init.constant_(model.weight, 30.0)
+    monitor = train(model, (x, y), functional.mse_loss, optimizer=sgd(model, 5e-4),
+                    val=(3 * x, y), steps=200)  # fmt: skip
+    assert named(monitor, "overfitting") == []

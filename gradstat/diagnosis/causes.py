@@ -35,12 +35,15 @@ EXPLAINS: dict[str, Set[str]] = {
     "zero-loss": _OUTCOMES | _DOUBTS
     | {"bad-inputs", "lr-too-low", "vanishing-gradient", "dead-units", "sparse-gradients",
        "parameters-not-updating"},
-    "class-imbalance": _OUTCOMES | {"bad-targets", "overfitting"},
+    "class-imbalance": _OUTCOMES
+    | {"bad-targets", "overfitting", "lr-too-high", "dead-units", "vanishing-gradient",
+       "exploding-gradient"},
     "lr-too-high": _OUTCOMES | _FLOW | {"overfitting", "bad-targets"},
     "lr-too-low": _OUTCOMES | {"parameters-not-updating", "class-imbalance"},
     "exploding-gradient": {"nonfinite-loss", "nonfinite-gradient", "diverging-loss", "flat-loss",
                            "oscillating-loss", "lr-too-high", "dead-units", "constant-predictions"},
-    "dead-units": _OUTCOMES | {"vanishing-gradient", "sparse-gradients", "bad-targets"},
+    "dead-units": _OUTCOMES
+    | {"vanishing-gradient", "sparse-gradients", "bad-targets", "class-imbalance"},
     "saturated-activation": _OUTCOMES | {"vanishing-gradient", "bad-targets", "lr-too-high"},
     "vanishing-gradient": _OUTCOMES
     | {"bad-targets", "class-imbalance", "parameters-not-updating", "lr-too-low", "dead-units"},
@@ -55,7 +58,7 @@ EXPLAINS: dict[str, Set[str]] = {
     "diverging-loss": {"oscillating-loss", "overfitting", "lr-too-high", "exploding-gradient",
                        "nonfinite-loss", "nonfinite-gradient", "vanishing-gradient"},
     "flat-loss": {"underfitting"},
-    "constant-predictions": {"flat-loss", "bad-targets"},
+    "constant-predictions": {"flat-loss", "plateau", "bad-targets"},
 }  # fmt: skip
 """Cause and what it brings about: inputs that are not scaled saturate units, which lets gradients
 vanish, which leaves the loss flat."""

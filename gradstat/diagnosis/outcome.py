@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from gradstat.diagnosis.evidence import Batch
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.rates import shrunk_weights
 from gradstat.diagnosis.rule import Case, Rule
@@ -22,6 +23,9 @@ class ConstantPredictions(Rule):
     varies: float = 1e-3
     """Deviation over the rows of a batch, over the outputs' own size."""
 
+    rounding: float = 1e-5
+    """The same in the first batch, below which nothing of the inputs gets through by design."""
+
     skill: float = 0.1
     """Skill up to which a loss that has fallen is no sign of learning: a penalty may have."""
 
@@ -35,14 +39,7 @@ class ConstantPredictions(Rule):
     """Rows from which a correlation is seen."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
-        spreads = []
-        for batch in case.late:
-            outputs = batch.outputs
-            if outputs is None or len(outputs) < 4 or not np.isfinite(outputs).all():
-                continue
-            rows = outputs.reshape(len(outputs), -1)
-            scale = float(np.sqrt(np.mean(rows**2)))
-            spreads.append(float(rows.std(0).mean()) / scale if scale > 0 else 0.0)
+        spreads = _spreads(case.late)
         targets = case.task.targets
         if len(spreads) < 3 or (targets.size and (targets == targets[:1]).all()):
             return
@@ -62,6 +59,7 @@ class ConstantPredictions(Rule):
                 "the outputs are the same for every row: the inputs do not get through",
                 Measure("deviation over the rows", spread, "of the outputs' size",
                         threshold=self.varies),
+                0.85 if max(_spreads(case.run.batches)[:1]) < self.rounding else 0.75,
             )  # fmt: skip
 
     def _likeness(self, case: Case) -> float | None:
@@ -87,11 +85,11 @@ class ConstantPredictions(Rule):
         own = np.corrcoef((outputs - outputs.mean(0)).ravel(), (targets - targets.mean(0)).ravel())
         return float(own[0, 1])
 
-    def _finding(self, text: str, seen: Measure) -> Finding:
+    def _finding(self, text: str, seen: Measure, confidence: float = 0.75) -> Finding:
         return Finding(
             "constant-predictions",
             "error",
-            0.75,
+            confidence,
             text,
             (
                 "look at the first finding for what cuts the inputs off (dead units, saturation, "
@@ -103,6 +101,19 @@ class ConstantPredictions(Rule):
             (seen,),
             "UMLAUT (Schoop et al. 2021); Bowman et al. 2016, 1511.06349, section 3.1",
         )
+
+
+def _spreads(batches: Sequence[Batch]) -> list[float]:
+    """Return the deviation over the rows of each batch's outputs, over their size."""
+    spreads = []
+    for batch in batches:
+        outputs = batch.outputs
+        if outputs is None or len(outputs) < 4 or not np.isfinite(outputs).all():
+            continue
+        rows = outputs.reshape(len(outputs), -1)
+        scale = float(np.sqrt(np.mean(rows**2)))
+        spreads.append(float(rows.std(0).mean()) / scale if scale > 0 else 0.0)
+    return spreads
 
 
 @dataclass(frozen=True)
@@ -146,6 +157,9 @@ class Overfitting(Rule):
     gap: float = 1.15
     """Validation loss over training loss at the end, at least."""
 
+    learnt: float = 0.9
+    """Share of a guess's loss that is left in training, above which nothing is learnt by heart."""
+
     matters: float = 0.5
     """Validation loss over that of a guess, from which it is more than information."""
 
@@ -157,6 +171,8 @@ class Overfitting(Rule):
         k = max(1, len(values) // 10)
         last, lowest = float(np.median(values[-k:])), float(values.min())
         if shape.last < 0 < last:  # another loss than the one that is validated
+            return
+        if case.left is not None and case.left > self.learnt:
             return
         rise = last / max(abs(lowest), 1e-12) - 1
         # The two may be sums over unlike numbers of rows: compare what has become of each.

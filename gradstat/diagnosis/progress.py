@@ -310,7 +310,7 @@ class Plateau(Rule):
         yield Finding(
             "plateau",
             "warning",
-            0.72,
+            0.76,
             "every layer's gradient is tiny while the loss is high: the run sits on a plateau or "
             "saddle",
             (

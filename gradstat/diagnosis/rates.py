@@ -61,6 +61,9 @@ class TooHigh(Rule):
     """A tenth of the losses of the second half over their median, from which a run that learns has
     not left the harm of its first steps behind."""
 
+    spike: float = 10.0
+    """How many times larger a weight is at the next probe, from which a step between is judged."""
+
     died: float = 1e-5
     """Median update over weight, below which large steps have left no gradient (DeepDiagnosis)."""
 
@@ -70,7 +73,7 @@ class TooHigh(Rule):
         if ratio.size < 3 or shrunk_weights(case):
             return
         finite = ratio[np.isfinite(ratio)]
-        largest = float(finite.max(initial=0.0))
+        largest = max(float(finite.max(initial=0.0)), self._largest_growth(case))
         usual = float(np.median(finite)) if finite.size else 0.0
         losses = run.loss.values if run.loss is not None else np.zeros(0)
         began = losses.size > 0 and bool(np.isfinite(losses[0]))
@@ -90,7 +93,9 @@ class TooHigh(Rule):
         swings = usual > 0.003 and (unsettled or (rose and worse))
         if largest > 10 * self.large and (rose or lost or worse):
             confidence = 0.9
-        elif (usual > self.large or largest > 3 * self.large) and (rose or lost or worse):
+        elif (largest > 3 * self.large and (rose or lost or worse)) or (
+            usual > self.large and (rose or worse)
+        ):
             confidence = 0.8
         elif largest > 3 * self.large and at_guess:
             confidence = 0.75 if rose else 0.6
@@ -122,6 +127,19 @@ class TooHigh(Rule):
             ),
             SOURCE,
         )
+
+    def _largest_growth(self, case: Case) -> float:
+        """Return what the steps between two probes must have changed the weights by, at least.
+
+        In one of them, where a weight is many times as large after them: a spike that no probe saw.
+        """
+        weights, steps = case.run.probes.weight_rms[:, case.run.matrices], case.run.probes.steps
+        growth = weights[1:] / weights[:-1]
+        growth[~np.isfinite(growth) | (weights[:-1] == 0)] = 1.0
+        if growth.size == 0 or growth.max() < self.spike:
+            return 0.0
+        each = growth.max(axis=1) ** (1 / np.diff(steps)) - 1
+        return float(each.max())
 
     def _comes_back(self, losses: Floats) -> bool:
         """Whether losses many times the usual one go on to the end."""

@@ -66,6 +66,8 @@ class Initialization(Rule):
         gains = std * np.sqrt([layer.fan_in for layer in layers])
         rms = run.probes.weight_rms[0, run.matrices]
         constant = (std <= EQUAL * rms) & np.array([layer.shape[0] > 1 for layer in layers])
+        if case.learns is not False:  # weights of 0 that move may be those of residual branches
+            constant &= ~((rms == 0) & (run.probes.weight_rms[-1, run.matrices] > 0))
         early = constant[:-1] if len(layers) > 1 else constant
         severity = "info" if case.learns else "error"
         scale = 0.3 if case.learns else 1.0
@@ -82,7 +84,8 @@ class Initialization(Rule):
                 seen=Measure("deviation of the weights", 0.0, threshold=0.0),
             )
             return
-        usual = float(np.median(gains[trained & ~constant])) if (trained & ~constant).any() else 1.0
+        varied = trained & (std > EQUAL * rms)
+        usual = float(np.median(gains[varied])) if varied.any() else 1.0
         is_hampered = case.left is None or case.left > self.left
         if usual > self.large and case.growth > 3 and case.learns and is_hampered:
             severity, scale = "warning", 0.7
