@@ -79,3 +79,10 @@ def test_recurrent_weights_that_multiply_are_the_cause_of_an_overflow() -> None:
     nn.init.normal_(model.reader.weight_hh_l0, 0.0, 3.0 * 12**-0.5)
     monitor = train(model, signs(120, 0), functional.cross_entropy, optimizer=sgd(model))
     assert raised(monitor)[0] == "exploding-gradient"
+
+
+def test_a_growth_beyond_all_numbers_is_still_judged() -> None:
+    model = Reader()
+    nn.init.normal_(model.reader.weight_hh_l0, 0.0, 20.0)  # type: ignore[arg-type]
+    monitor = train(model, signs(400, 0), functional.cross_entropy, optimizer=sgd(model), steps=40)
+    assert monitor.diagnose()

@@ -70,15 +70,15 @@ class ThroughTime(Rule):
         names = tuple(run.layers[i].name for i in places)
         # The largest counts: what passes one layer's recurrence has passed. NaN if one is unknown.
         first, last = (
-            float(np.max([self._factor(case, i, probe) for i in places])) for probe in (0, -1)
+            np.array([self._factor(case, i, probe) for i in places]).max() for probe in (0, -1)
         )
         if self._is_lost(case) and first ** (n_steps or self.usual_length) > self.grown:
-            yield self._exploding(first, n_steps, names)
+            yield self._exploding(float(first), n_steps, names)
         shape, kept = case.loss, last**n_steps
         if kept < self.kept and n_steps >= self.long and shape is not None:
             start = case.task.chance if case.task.chance is not None else abs(shape.first)
             if start > 0 and self.left < shape.last / start < 1.2:
-                yield self._vanishing(kept, n_steps, names)
+                yield self._vanishing(float(kept), n_steps, names)
 
     def _is_lost(self, case: Case) -> bool:
         loss, nonfinite = case.run.loss, case.run.recent_nonfinite
