@@ -123,6 +123,19 @@ def test_a_finding_is_plain_values() -> None:
 # ---- causes --------------------------------------------------------------------------------------
 
 
+def test_what_was_seen_itself_has_no_cause_that_is_less_sure() -> None:
+    """Rows in order of their class kill units, whose sparse gradients explain a lost class."""
+    ranked = rank(
+        [
+            finding("sparse-gradients", 0.75),
+            finding("dead-units", 0.93),
+            finding("class-imbalance", 0.96),
+        ]
+    )
+    assert ranked[0].code == "class-imbalance"
+    assert ranked[0].caused_by is None
+
+
 def test_causes_come_before_what_they_explain() -> None:
     ranked = rank(
         [

@@ -64,6 +64,10 @@ EXPLAINS: dict[str, Set[str]] = {
 vanish, which leaves the loss flat."""
 
 
+_FACT = 0.96
+"""Confidence of what was seen itself, such as rows in order of their class: nothing that is less
+sure is its cause."""
+
 _NOTHING: Set[str] = frozenset()
 _ORDER = {code: place for place, code in enumerate(EXPLAINS)}
 
@@ -72,7 +76,8 @@ def rank(findings: Iterable[Finding]) -> list[Finding]:
     """Return causes by probability, each followed by the symptoms that it explains.
 
     A finding is a symptom of the surest finding that explains it and is at least two thirds as sure
-    as it is. Of two that explain each other the surer one is the cause.
+    as it is; as sure, where the symptom is a fact. Of two that explain each other the surer one is
+    the cause.
     """
     ordered = sorted(findings, key=_strength, reverse=True)
     cause_of: dict[int, int] = {}
@@ -108,6 +113,8 @@ def _explains(cause: Finding, symptom: Finding) -> bool:
             symptom.confidence,
             -_ORDER[symptom.code],
         )
+    if symptom.confidence >= _FACT and cause.confidence < symptom.confidence:
+        return False
     return cause.confidence >= symptom.confidence * 2 / 3
 
 

@@ -182,7 +182,7 @@ class Unshuffled(Rule):
             yield Finding(
                 "class-imbalance",
                 "info" if case.learns else "error",
-                0.95,
+                0.96,
                 "each batch holds hardly more than one class: the data is sorted and not "
                 "shuffled, so "
                 "every stretch of steps unlearns the one before",
