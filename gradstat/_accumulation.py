@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.utils.weak import TensorWeakRef
 
 
 class Accumulation:
@@ -22,7 +22,7 @@ class Accumulation:
         self.steps = 0
         """Steps whose gradients held those of the step before."""
 
-        self._gradient: weakref.ref[Tensor] | None = None
+        self._gradient: TensorWeakRef | None = None
         self._version = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -31,10 +31,7 @@ class Accumulation:
     def look(self, parameters: Sequence[Tensor]) -> None:
         """Compare the gradients of a step about to happen with those of the last one."""
         known = self._gradient() if self._gradient is not None else None
-        if known is None:
-            return
-        known._fix_weakref()  # type: ignore[attr-defined] # torch keeps no count of weak references
-        if known._version == self._version + 1:
+        if known is not None and known._version == self._version + 1:
             self.steps += any(parameter.grad is known for parameter in parameters)
 
     def remember(self, parameters: Sequence[Tensor]) -> None:
@@ -44,5 +41,5 @@ class Accumulation:
             gradient = parameter.grad
             if gradient is not None:
                 if not gradient.is_inference():  # those count no versions
-                    self._gradient, self._version = weakref.ref(gradient), gradient._version
+                    self._gradient, self._version = TensorWeakRef(gradient), gradient._version
                 return
