@@ -120,6 +120,12 @@ def test_a_finding_is_plain_values() -> None:
     assert plain["remedy"] == list(found.remedy)
 
 
+def test_a_finding_holds_no_nan_that_json_does_not_know() -> None:
+    unknown = dataclasses.replace(finding("flat-loss", 0.6), evidence=(Measure("norm", math.nan),))
+    plain = json.loads(json.dumps(unknown.to_dict(), allow_nan=False))
+    assert plain["evidence"][0]["value"] is None
+
+
 # ---- causes --------------------------------------------------------------------------------------
 
 

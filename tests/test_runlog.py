@@ -25,6 +25,7 @@ from torch import nn
 
 import gradstat
 from gradstat.columns import COLUMN_NAMES
+from gradstat.diagnosis.finding import Measure
 from gradstat.runlog.run import FRAMES
 from gradstat.runlog.step import unscaled
 
@@ -251,7 +252,8 @@ def test_a_finding_that_is_gone_is_not_told_of(path: Path) -> None:
     optimizer = gradstat.attach(sgd(model), model, log=path, diagnose=False)
     log = monitor_of(optimizer).log
     assert log is not None
-    finding = gradstat.Finding("flat-loss", "warning", math.nan, "the loss <b>is</b> flat", ())
+    seen = (Measure("norm", math.nan),)
+    finding = gradstat.Finding("flat-loss", "warning", math.nan, "it <b>is</b> flat", (), seen)
     log._note_findings([finding])
     train(model, optimizer, 1)
     log.flush()
@@ -259,6 +261,7 @@ def test_a_finding_that_is_gone_is_not_told_of(path: Path) -> None:
         ((step, found),) = run.findings
         assert (step, found.explanation) == (0, finding.explanation)
         assert math.isnan(found.confidence)
+        assert math.isnan(found.evidence[0].value)
         log._note_findings([])
         gradstat.detach(optimizer)
         assert run.findings == []

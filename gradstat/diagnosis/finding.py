@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any, Literal
 
+from gradstat._json import json_values
+
 Severity = Literal["info", "warning", "error"]
 Side = Literal["above", "below", "at"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
@@ -83,10 +85,11 @@ class Finding:
         return replace(self, caused_by=cause.code)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values, fit for JSON."""
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        plain["evidence"] = [vars(measure) for measure in self.evidence]
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()}
+        """Return the fields as plain values, fit for strict JSON; None is also NaN or Inf."""
+        plain: dict[str, Any] = json_values(
+            vars(self) | {"evidence": [vars(measure) for measure in self.evidence]}
+        )
+        return plain
 
     def _repr_html_(self) -> str:
         head = f"<b>{escape(self.code)}</b> ({self.severity}, confidence {self.confidence:.2f})"

@@ -459,6 +459,10 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def _measure(plain: dict[str, Any]) -> Measure:
+    return Measure(**plain | {"value": np.nan if plain["value"] is None else plain["value"]})
+
+
 def _finding(row: tuple[Any, ...]) -> Finding:
     code, severity, confidence, explanation, remedy, evidence, source, layers, steps, cause = row
     return Finding(
@@ -467,7 +471,7 @@ def _finding(row: tuple[Any, ...]) -> Finding:
         np.nan if confidence is None else confidence,
         explanation,
         tuple(json.loads(remedy)),
-        tuple(Measure(**measure) for measure in json.loads(evidence)),
+        tuple(map(_measure, json.loads(evidence))),
         source,
         tuple(json.loads(layers)),
         tuple(json.loads(steps)),
