@@ -9,6 +9,7 @@ import numpy as np
 
 from gradstat.diagnosis.evidence import Floats
 from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.medians import median
 from gradstat.diagnosis.rule import Case, Rule
 
 _NORMALISES = ("BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "RMSNorm")
@@ -105,7 +106,7 @@ class InputScale(Rule):
             return
         if any("inputs" in batch.integers for batch in case.run.batches):  # of tokens, say
             return
-        normal = float(np.median(deviations[deviations > 0]))
+        normal = median(deviations[deviations > 0])
         widest = float(deviations.max())
         severity = "info" if case.is_well else "error" if rms > 10 * self.large else "warning"
         certainty = 0.4 if case.is_well else 0.9
@@ -177,7 +178,7 @@ class Unshuffled(Rule):
         if len(batches) < self.min_batches:
             return
         pooled = _entropy(np.concatenate(batches))
-        share = float(np.median([_entropy(targets) for targets in batches])) / pooled
+        share = median([_entropy(targets) for targets in batches]) / pooled
         if pooled > 0.3 and share < self.within:
             yield Finding(
                 "class-imbalance",
