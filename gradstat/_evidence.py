@@ -83,7 +83,7 @@ def probes_of(kept: Sequence[Probe], n_layers: int) -> Probes:
     done = [probe for probe in kept if probe.changes is not None]
 
     def stacked(tables: list[Tensor | None], n_rows: int) -> Floats:
-        """Return tables without their totals."""
+        """Return tables without their totals; the numbers of a column lie together, as before."""
         if not tables:
             return np.zeros((0, n_rows, _kernels.NUM_COLUMNS))
         known = [table for table in tables if table is not None]
@@ -91,8 +91,8 @@ def probes_of(kept: Sequence[Probe], n_layers: int) -> Probes:
             some = known[0] if known else torch.empty(0, dtype=torch.float64)
             missing = some.new_full((n_rows + 1, _kernels.NUM_COLUMNS), torch.nan)
             known = [missing if table is None else table for table in tables]
-        host: Floats = torch.stack(known).cpu().numpy()
-        return host[:, :-1]
+        columns: Floats = torch.stack([table.T for table in known]).cpu().numpy()
+        return columns.swapaxes(1, 2)[:, :-1]
 
     gradients = stacked([probe.gradients for probe in done], n_layers)
     changes = stacked([probe.changes for probe in done], 2 * n_layers)
@@ -116,7 +116,6 @@ def batch_of(sample: BatchSample) -> Batch:
     def array(name: str) -> Floats | None:
         return _to_numpy(tensors[name].rows) if name in tensors else None
 
-    loss = sample.loss
     pair = [tensors.get("outputs"), tensors.get("targets")]
     return Batch(
         step=sample.step,
@@ -127,7 +126,7 @@ def batch_of(sample: BatchSample) -> Batch:
         integers=frozenset(name for name, kept in tensors.items() if _is_integer(kept)),
         is_paired=sample.is_paired,
         is_whole=all(kept is not None and kept.is_whole for kept in pair),
-        loss=None if loss is None else float(curve_of([Observation(sample.step, loss)]).values[0]),
+        loss=_as_float(sample.loss),
     )
 
 
@@ -147,17 +146,16 @@ def layers_of(
     groups = {
         id(p): i for i, group in enumerate(optimizer.param_groups) if i for p in group["params"]
     }
+    ids = list(map(id, watched))
     return tuple(
-        [
-            Layer(
-                name,
-                tuple(parameter.shape),
-                _epsilon(parameter.dtype),
-                owners.get(key := id(parameter), ""),
-                groups.get(key, 0),
-            )
-            for name, parameter in zip(names, watched, strict=True)
-        ]
+        map(
+            Layer,
+            names,
+            [tuple(parameter.shape) for parameter in watched],
+            [_epsilon(parameter.dtype) for parameter in watched],
+            [owners.get(key, "") for key in ids],
+            [groups.get(key, 0) for key in ids],
+        )
     )
 
 
@@ -215,6 +213,12 @@ def model_facts(
 
 def _drops(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.dropout._DropoutNd)
+
+
+def _as_float(loss: float | Tensor | None) -> float | None:
+    if isinstance(loss, Tensor):
+        return float(curve_of([Observation(0, loss)]).values[0])
+    return loss
 
 
 def _to_numpy(rows: Tensor) -> Floats:

@@ -122,7 +122,7 @@ class Probes:
         probe = self.under_way
         if probe is None:
             return
-        probe.gradients = table.clone()
+        probe.gradients = _by_column(table)
         if self._has_large:
             gradients = [parameter.grad for parameter in parameters]
             probe.slices = _table([None if g is None else _slice(g) for g in gradients])
@@ -183,4 +183,9 @@ def _frozen(lr: Any) -> float | Tensor:
 
 
 def _table(tensors: Sequence[Tensor | None]) -> Tensor:
-    return _kernels.moments(_kernels.gather(tensors))[0]
+    return _by_column(_kernels.moments(_kernels.gather(tensors))[0])
+
+
+def _by_column(table: Tensor) -> Tensor:
+    """Return a copy in which the numbers of a column lie together: diagnosis goes by columns."""
+    return table.T.clone(memory_format=torch.contiguous_format).T

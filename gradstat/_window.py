@@ -49,7 +49,7 @@ class Ring:
         first, second = columns
         totals = self._all[:, -1, first] + self._all[:, -1, second]
         if not totals.any():
-            return np.zeros((count, self._all.shape[1]))
+            return np.broadcast_to(0.0, (count, self._all.shape[1]))
         return self._in_order(self._all[..., first] + self._all[..., second], newest, count)
 
     def _in_order(self, rows: Tensor, newest: int, count: int) -> NDArray[np.float64]:

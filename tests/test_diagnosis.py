@@ -20,7 +20,7 @@ from gradstat.diagnosis import RULES, Finding, diagnose
 from gradstat.diagnosis.causes import EXPLAINS, rank
 from gradstat.diagnosis.data import InputScale
 from gradstat.diagnosis.finding import Measure
-from gradstat.diagnosis.rule import middle
+from gradstat.diagnosis.medians import middle
 
 CODES = {code for rule in RULES for code in rule.codes}
 

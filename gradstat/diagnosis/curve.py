@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradstat.diagnosis.evidence import Curve, Floats
+from gradstat.diagnosis.medians import median
 
 MIN_VALUES = 20
 """A shorter curve has no shape."""
@@ -61,13 +62,13 @@ def shape_of(curve: Curve | None) -> Shape | None:
         return None
     values = curve.finite
     n = len(values)
-    tenths = np.array([_median(part) for part in np.array_split(values, 10)])
+    tenths = np.array([median(part) for part in np.array_split(values, 10)])
     half = values[n // 2 :]
-    noise = _median(np.abs(np.diff(half))) / 0.954
+    noise = median(np.abs(np.diff(half))) / 0.954
     trend = _line(half)
     return Shape(
-        first=_median(values[: max(3, n // 50)]),
-        last=_median(values[-max(3, int(TAIL * n)) :]),
+        first=median(values[: max(3, n // 50)]),
+        last=median(values[-max(3, int(TAIL * n)) :]),
         best=float(tenths.min()),
         peak=float(values.max()),
         noise=noise,
@@ -77,15 +78,9 @@ def shape_of(curve: Curve | None) -> Shape | None:
     )
 
 
-def _median(values: Floats) -> float:
-    """Return the median of finite values, in a fifth of the time of NumPy's."""
-    ordered = np.sort(values)
-    return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
-
-
 def _line(values: Floats) -> float:
     parts = [part for part in np.array_split(values, 10) if len(part)]
-    medians = np.array([_median(part) for part in parts])
+    medians = np.array([median(part) for part in parts])
     i, j = np.triu_indices(len(medians), 1)
     slopes = (medians[j] - medians[i]) / (j - i)
-    return _median(slopes) * (len(medians) - 1) if len(slopes) else 0.0
+    return median(slopes) * (len(medians) - 1) if len(slopes) else 0.0

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradstat.diagnosis.evidence import Floats
 from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.medians import median
 from gradstat.diagnosis.rule import Case, Rule
 
 _NORMALISES = ("BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "RMSNorm")
@@ -105,7 +107,7 @@ class InputScale(Rule):
             return
         if any("inputs" in batch.integers for batch in case.run.batches):  # of tokens, say
             return
-        normal = float(np.median(deviations[deviations > 0]))
+        normal = median(deviations[deviations > 0])
         widest = float(deviations.max())
         severity = "info" if case.is_well else "error" if rms > 10 * self.large else "warning"
         certainty = 0.4 if case.is_well else 0.9
@@ -173,11 +175,12 @@ class Unshuffled(Rule):
         if task.kind not in ("classes", "binary") or len(task.shares) < 2:
             return
         flat = [b.targets.ravel() for b in task.with_targets if b.targets is not None]
-        batches = [t[t >= 0] for t in flat if (t >= 0).sum() >= 8]
+        batches = [kept for targets in flat if (kept := targets[targets >= 0]).size >= 8]
         if len(batches) < self.min_batches:
             return
-        pooled = _entropy(np.concatenate(batches))
-        share = float(np.median([_entropy(targets) for targets in batches])) / pooled
+        counts = _class_counts(batches)
+        pooled = float(_entropies(counts.sum(0)))
+        share = median(_entropies(counts)) / pooled
         if pooled > 0.3 and share < self.within:
             yield Finding(
                 "class-imbalance",
@@ -195,11 +198,21 @@ class Unshuffled(Rule):
             )
 
 
-def _entropy(values: Floats) -> float:
+def _class_counts(batches: list[Floats]) -> NDArray[np.int64]:
+    """Return how often each class that occurs is in each batch: (batches, classes)."""
+    values = np.concatenate(batches)
     ordered = np.sort(values)
-    ends = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
-    shares = np.diff(ends, prepend=-1) / len(ordered)
-    return float(-(shares * np.log(shares)).sum())
+    classes = ordered[np.diff(ordered, prepend=-1) > 0]
+    rows = np.repeat(np.arange(len(batches)), list(map(len, batches)))
+    places = rows * len(classes) + np.searchsorted(classes, values)
+    return np.bincount(places, minlength=len(batches) * len(classes)).reshape(len(batches), -1)
+
+
+def _entropies(counts: NDArray[np.int64]) -> Floats:
+    """Return the entropy of each row of counts, in nat."""
+    shares = counts / counts.sum(-1, keepdims=True)
+    entropies: Floats = -(shares * np.log(np.where(shares > 0, shares, 1.0))).sum(-1)
+    return entropies
 
 
 @dataclass(frozen=True)

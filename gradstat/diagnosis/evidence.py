@@ -94,6 +94,12 @@ class Probes:
         return deviation
 
     @cached_property
+    def total_norms(self) -> Floats:
+        """Norm of all gradients together: (p,)."""
+        norms: Floats = np.sqrt(np.nansum(self.gradients[..., L2] ** 2, axis=1))
+        return norms
+
+    @cached_property
     def update_ratio(self) -> Floats:
         """Norm of each parameter's change over its own norm: (p, layers)."""
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -261,6 +267,11 @@ class Evidence:
     def val_loss(self) -> Curve | None:
         """The validation loss, where it was observed."""
         return self.curves.get("val_loss")
+
+    @cached_property
+    def dimensions(self) -> NDArray[np.int64]:
+        """Number of dimensions of each parameter: (layers,)."""
+        return np.array([len(layer.shape) for layer in self.layers], np.int64)
 
     @cached_property
     def matrices(self) -> NDArray[np.int64]:

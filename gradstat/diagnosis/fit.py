@@ -9,6 +9,7 @@ import numpy as np
 
 from gradstat.diagnosis.evidence import Batch, Floats
 from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.medians import median, quantiles
 from gradstat.diagnosis.rule import Case, Rule
 from gradstat.diagnosis.task import LOSS_TOLERANCE, are_probabilities
 
@@ -162,14 +163,14 @@ class LogitsAsLogProbabilities(Rule):
             for batch in task.paired
             if batch.outputs is not None and np.isfinite(batch.outputs).all()
         ]
-        if off and np.median(off) > 0.05:
+        if off and median(off) > 0.05:
             yield _finding(
                 "NLLLoss is given outputs that are no log-probabilities: it can fall for ever "
                 "without "
                 "any answer getting better",
                 ("use CrossEntropyLoss on the logits", "or end the model with log_softmax"),
                 0.96,
-                Measure("log of a row's sum of exp", float(np.median(off)), "nat", threshold=0.05),
+                Measure("log of a row's sum of exp", median(off), "nat", threshold=0.05),
             )
 
 
@@ -332,7 +333,7 @@ class OutputRange(Rule):
         late = [b.outputs.ravel() for b in case.late if b.is_paired and b.outputs is not None]
         lowest = min((float(rows.min()) for rows in late if rows.size), default=-1.0)
         known = np.concatenate(late) if late else np.zeros(1)
-        is_near = np.quantile(known, 0.05) < self.near * np.sqrt(np.mean(known**2))
+        is_near = quantiles(known, [0.05])[0] < self.near * np.sqrt(np.mean(known**2))
         below = float((targets < -1e-6).mean())
         varies = any(rows.std() > self.varies * np.abs(rows).max() for rows in late if rows.size)
         n_late = sum(map(len, late))

@@ -22,7 +22,8 @@ from gradstat.diagnosis.evidence import (
     Floats,
 )
 from gradstat.diagnosis.finding import Finding, Measure
-from gradstat.diagnosis.rule import Case, Rule, middle
+from gradstat.diagnosis.medians import median, middle
+from gradstat.diagnosis.rule import Case, Rule
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,17 @@ class Vanishing(Rule):
         if len(run.probes.steps) < 3 or len(run.matrices) < 2:
             return
         yield from self._to_rounding(case)
+        if case.learns and not self._stand_still(case):
+            return
         gradients = run.probes.gradient_rms[:, run.matrices]
         quarter = max(1, len(run.matrices) // 4)
-        profile = middle(gradients, axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = middle(gradients[:, :quarter], axis=1) / gradients[:, -1]
         known = ratios[np.isfinite(ratios)]
-        if known.size == 0 or not known.any() or (case.learns and not self._stand_still(case)):
+        if known.size == 0 or not known.any():
             return
         # Later on the last layer's gradient may be nothing either, where no other layer moves.
-        ratio = float(min(np.median(known), np.median(known[:4])))
+        ratio = min(median(known), median(known[:4]))
         faded = self.faded if len(run.matrices) >= self.min_matrices else self.faded_shallow
         if ratio >= faded:
             return
@@ -83,7 +85,9 @@ class Vanishing(Rule):
                 Measure("first layers' gradient over the last one's", ratio, threshold=faded),
                 *[
                     Measure(f"root mean square at {run.layers[i].name}", float(value))
-                    for i, value in list(zip(run.matrices, profile, strict=True))[:3]
+                    for i, value in zip(
+                        run.matrices, middle(gradients[:, :3], axis=0), strict=False
+                    )
                 ],
             ),
             "Glorot and Bengio 2010; AutoTrainer (Zhang et al. 2021)",
@@ -106,7 +110,7 @@ class Vanishing(Rule):
         if shape is None or case.learns or shape.last == 0:
             return
         largest = np.nanmax(run.probes.gradient_rms, axis=1, initial=0.0)
-        size = float(np.median(largest)) / abs(shape.last)
+        size = median(largest) / abs(shape.last)
         if 0 < size < self.rounding and not case.is_clipped:
             yield Finding(
                 "vanishing-gradient",
@@ -140,26 +144,27 @@ class Exploding(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
+        if case.learns:
+            return
         steps = np.concatenate([run.probes.steps, run.recent_steps])
-        norms = np.concatenate([_total_norms(run.probes.gradients), run.decisions[:, 0]])
+        norms = np.concatenate([run.probes.total_norms, run.decisions[:, 0]])
         norms = norms[np.argsort(steps, kind="stable")]
         norms = norms[np.isfinite(norms) & (norms > 0)]
-        if norms.size == 0 or case.learns:
+        if norms.size == 0:
             return
         with np.errstate(invalid="ignore", divide="ignore"):
             relative = run.probes.gradient_rms[:1] / run.probes.weight_rms[:1]
         matrices = relative[:, run.matrices] if len(run.matrices) else relative
         largest = float(np.nanmax(np.where(np.isfinite(matrices), matrices, 0), initial=0))
-        spread = _largest_jump(norms)
         if largest > self.grown:
             confidence = float(min(0.95, 0.75 + 0.05 * np.log10(largest / self.grown)))
             seen = Measure("gradient over weight", largest, threshold=self.grown)
             text = f"gradients are {largest:.2g} times as large as the weights they are to correct"
         elif (
-            spread > self.spike
-            and norms.size >= 20
+            norms.size >= 20
             and not case.is_steady
             and (case.loss is None or case.is_judged_by_loss)
+            and (spread := _largest_jump(norms)) > self.spike
         ):
             confidence = 0.6
             seen = Measure("largest norm over the median before it", spread, threshold=self.spike)
@@ -214,11 +219,11 @@ class Nonfinite(Rule):
                 first_loss = int(loss.steps[bad.argmax()]) + 1
                 yield self._now_and_then(first_loss, float(bad.mean()))
         counts = run.recent_nonfinite
-        bad_steps = (counts > 0).sum(axis=1) > 0
-        probes = run.probes.gradients
-        bad_probes = (probes[..., NANS] + probes[..., INFS] > 0).sum(axis=1) > 0
+        bad_steps = np.asarray((counts > 0).any(axis=1))
         if not bad_steps.size or bad_steps[-max(4, len(bad_steps) // 4) :].mean() <= self.lasting:
             return
+        probes = run.probes.gradients
+        bad_probes = np.asarray((probes[..., NANS] + probes[..., INFS] > 0).any(axis=1))
         known = np.concatenate([run.recent_steps[bad_steps], run.probes.steps[bad_probes]])
         if run.first_nonfinite is not None:
             known = np.append(known, run.first_nonfinite)
@@ -227,7 +232,7 @@ class Nonfinite(Rule):
         spoilt = first_loss is not None and bool(
             ((known < first_loss) & (known > first_loss - self.soon)).any()
         )
-        at = (counts[bad_steps] > 0).sum(axis=0) > 0
+        at = np.asarray((counts[bad_steps] > 0).any(axis=0))
         yield Finding(
             "nonfinite-gradient",
             "error",
@@ -314,11 +319,11 @@ class SparseGradients(Rule):
         tables = run.probes.gradients
         with np.errstate(invalid="ignore", divide="ignore"):
             zero = middle(tables[..., ZEROS] / tables[..., NUMEL], axis=0)
-            rows = middle(tables[..., DEAD_ROWS] / tables[..., ROWS], axis=0)
-        reached = (np.nan_to_num(tables[..., ABS_MAX]) > 0).mean(0) > 0.5
-        weights = np.array([len(layer.shape) >= 2 for layer in run.layers])
-        sparse = (zero > self.zero) & reached & weights
-        if len(run.matrices) and sparse[last := run.matrices[-1]] and rows[last] > self.zero:
+        sparse = (zero > self.zero) & (run.dimensions >= 2)
+        if not sparse.any():
+            return
+        sparse &= (tables[..., ABS_MAX] > 0).mean(0) > 0.5
+        if len(run.matrices) and sparse[last := run.matrices[-1]] and self._is_left_out(case, last):
             yield self._finding(
                 case, [last], zero, "most of the last layer's units take no part in the loss",
                 ("check what the loss leaves out: a slice, a mask, a clamp",), 0.8,
@@ -338,6 +343,11 @@ class SparseGradients(Rule):
                     "merge rare ids or words into one",
                 ), 0.75,
             )  # fmt: skip
+
+    def _is_left_out(self, case: Case, place: int) -> bool:
+        """Whether most rows of a weight's gradient are nothing but 0."""
+        tables = case.run.probes.gradients[:, place]
+        return bool(middle(tables[:, DEAD_ROWS] / tables[:, ROWS]) > self.zero)
 
     def _finding(
         self, case: Case, places: list[int], zero: Floats, text: str, remedy: tuple[str, ...],
@@ -368,8 +378,3 @@ def _largest_jump(norms: Floats, first: int = 5) -> float:
         jumps.append(norm / ((ordered[half] + ordered[~half]) / 2))
         insort(ordered, norm)
     return max(jumps, default=1.0)
-
-
-def _total_norms(tables: Floats) -> Floats:
-    norms: Floats = np.sqrt(np.nansum(tables[..., L2] ** 2, axis=1))
-    return norms

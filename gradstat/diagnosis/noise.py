@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.medians import median
 from gradstat.diagnosis.rule import Case, Rule
 
 SOURCE = "McCandlish et al. 2018, 1812.06162, section 2"
@@ -37,7 +36,7 @@ class BatchSize(Rule):
         if len(known) < len(names) or any(len(values) == 0 for values in known):
             return
         signal, noise = float(known[0].mean()), float(known[1].mean())
-        yield from self.advise(signal, noise, float(np.median(known[2])))
+        yield from self.advise(signal, noise, median(known[2]))
 
     def advise(self, signal: float, noise: float, batch_size: float) -> Iterator[Finding]:
         """Yield what a noise scale of ``noise / signal`` rows says of a batch of so many rows.

@@ -9,6 +9,7 @@ import numpy as np
 
 from gradstat.diagnosis.evidence import Batch
 from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.medians import median
 from gradstat.diagnosis.rates import shrunk_weights
 from gradstat.diagnosis.rule import Case, Rule
 
@@ -39,7 +40,7 @@ class ConstantPredictions(Rule):
     """Rows from which a correlation is seen."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
-        spreads = _spreads(case.late)
+        spreads = list(_spreads(case.late))
         targets = case.task.targets
         if len(spreads) < 3 or (targets.size and (targets == targets[:1]).all()):
             return
@@ -52,14 +53,14 @@ class ConstantPredictions(Rule):
                         threshold=self.alike),
             )  # fmt: skip
             return
-        spread = float(np.median(spreads))
+        spread = median(spreads)
         is_lucky = case.skill is not None and case.skill > self.skill
         if spread <= self.varies and not (case.learns and (case.skill is None or is_lucky)):
             yield self._finding(
                 "the outputs are the same for every row: the inputs do not get through",
                 Measure("deviation over the rows", spread, "of the outputs' size",
                         threshold=self.varies),
-                0.85 if max(_spreads(case.run.batches)[:1]) < self.rounding else 0.75,
+                0.85 if next(_spreads(case.run.batches)) < self.rounding else 0.75,
             )  # fmt: skip
 
     def _likeness(self, case: Case) -> float | None:
@@ -103,17 +104,15 @@ class ConstantPredictions(Rule):
         )
 
 
-def _spreads(batches: Sequence[Batch]) -> list[float]:
-    """Return the deviation over the rows of each batch's outputs, over their size."""
-    spreads = []
+def _spreads(batches: Sequence[Batch]) -> Iterator[float]:
+    """Yield the deviation over the rows of each batch's outputs, over their size."""
     for batch in batches:
         outputs = batch.outputs
         if outputs is None or len(outputs) < 4 or not np.isfinite(outputs).all():
             continue
         rows = outputs.reshape(len(outputs), -1)
         scale = float(np.sqrt(np.mean(rows**2)))
-        spreads.append(float(rows.std(0).mean()) / scale if scale > 0 else 0.0)
-    return spreads
+        yield float(rows.std(0).mean()) / scale if scale > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ class Overfitting(Rule):
             return
         values = val.finite
         k = max(1, len(values) // 10)
-        last, lowest = float(np.median(values[-k:])), float(values.min())
+        last, lowest = median(values[-k:]), float(values.min())
         if shape.last < 0 < last:  # another loss than the one that is validated
             return
         if case.left is not None and case.left > self.learnt:
@@ -182,7 +181,7 @@ class Overfitting(Rule):
         if last < self.gap * train or shape.fall < 0.2:
             return
         chance = case.task.val_chance
-        guess = chance if chance is not None else float(np.median(values[:2]))
+        guess = chance if chance is not None else median(values[:2])
         matters = last > self.matters * guess
         is_comparable = 0.1 < began < 10  # the one may hold a penalty that the other does not
         lost = last > 10 * train or (last > 5 * train and rise > self.rise / 3)
@@ -246,11 +245,13 @@ class Underfitting(Rule):
         shape, left, run = case.loss, case.left, case.run
         if shape is None or left is None:
             return
+        if left < self.left_with_reason or (case.skill is not None and case.skill > 0.7):
+            return
         reason, remedy, confidence = self._reason(case)
         most = self.left if case.task.kind != "numbers" else self.left_of_numbers
         if reason:
             most = self.left_with_reason
-        if left < most or (case.skill is not None and case.skill > 0.7):
+        if left < most:
             return
         if not reason and abs(shape.fall) < 0.03:  # that is a flat loss, whatever the reason
             return

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradstat.diagnosis.curve import Shape
-from gradstat.diagnosis.evidence import L2
 from gradstat.diagnosis.finding import Finding, Measure
-from gradstat.diagnosis.rule import Case, Rule, middle
+from gradstat.diagnosis.medians import median, middle, quantiles
+from gradstat.diagnosis.rule import Case, Rule
 from gradstat.diagnosis.task import are_probabilities
 
 
@@ -74,9 +74,8 @@ class ZeroLoss(Rule):
         if task.kind not in ("classes", "binary") or targets.size - counts.max(initial=0) < 8:
             return False  # a constant is easily right
         classes = task.n_classes or 2
-        unsure = [(b.loss or 0.0) > self.unsure * np.log(classes) for b in early]
-        right = [task.accuracy([b]) == 1.0 for b in early]
-        return all(right) and any(unsure)
+        is_unsure = any((b.loss or 0.0) > self.unsure * np.log(classes) for b in early)
+        return is_unsure and all(task.accuracy([b]) == 1.0 for b in early)
 
     def _finding(self, text: str, seen: Measure) -> Finding:
         return Finding(
@@ -255,13 +254,13 @@ class Oscillating(Rule):
         if case.learns and not (optimizer and optimizer.momentum >= self.momentum):
             return
         half = loss.finite[len(loss.finite) // 2 :]
-        low, middle, high = np.quantile(half, [0.1, 0.5, 0.9])
+        low, middle, high = quantiles(half, [0.1, 0.5, 0.9])
         swing = float((high - low) / max(abs(middle), 1e-12))
         got_lower = low < 0.6 * shape.first
         is_large = high - low > self.of_first * abs(shape.first)
         if swing < self.swing or not got_lower or not is_large:
             return
-        smooth = np.array([np.median(part) for part in np.array_split(half, 12)])
+        smooth = np.array([median(part) for part in np.array_split(half, 12)])
         turns = int((np.diff(np.sign(np.diff(smooth))) != 0).sum())
         if turns < 4:
             return
@@ -291,14 +290,13 @@ class Plateau(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         run, shape = case.run, case.loss
-        weights = [i for i, layer in enumerate(run.layers) if len(layer.shape) >= 2]
-        if shape is None or case.learns or len(run.probes.steps) < 4 or not weights:
+        if shape is None or case.learns or len(run.probes.steps) < 4 or abs(shape.fall) > 0.1:
             return
         if case.is_clipped:  # to next to nothing
             return
-        gradients = middle(run.probes.gradient_rms[:, weights], axis=0)
+        gradients = middle(run.probes.gradient_rms[:, run.dimensions >= 2], axis=0)
         finite = gradients[np.isfinite(gradients)]
-        if finite.size == 0 or not (finite > 0).any() or abs(shape.fall) > 0.1:
+        if not (finite > 0).any():
             return
         biggest = float(np.max(finite))
         chance = case.task.chance
@@ -320,8 +318,7 @@ class Plateau(Rule):
             ),
             (
                 Measure("largest gradient over the loss", biggest / scale, threshold=self.small),
-                Measure("total norm", float(middle(np.sqrt(
-                    np.nansum(run.probes.gradients[..., L2] ** 2, axis=1))))),
+                Measure("total norm", float(middle(run.probes.total_norms))),
             ),
             "Dauphin et al. 2014, 1406.2572",
         )  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 
 from gradstat.diagnosis.evidence import L2, Floats
 from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.medians import median, middle, quantiles
 from gradstat.diagnosis.rule import Case, Rule
 
 SOURCE = "Karpathy, cs231n (about 1e-3 of the weights a step); DeepDiagnosis ([1e-5, 1e-1])"
@@ -17,17 +18,6 @@ SOURCE = "Karpathy, cs231n (about 1e-3 of the weights a step); DeepDiagnosis ([1
 STRONG_DECAY = 0.1
 """Ten times AdamW's default, from which decay may erase weights; a smaller one takes a rate for it
 that is itself the fault."""
-
-
-def ratios(case: Case) -> Floats:
-    """Return the update of all weights over all weights, in norm, for each probe."""
-    run = case.run
-    chosen = run.matrices if len(run.matrices) else np.arange(len(run.layers))
-    moved = np.sqrt(np.nansum(run.probes.updates[:, chosen, L2] ** 2, axis=1))
-    weights = np.sqrt(np.nansum(run.probes.weights[:, chosen, L2] ** 2, axis=1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratio: Floats = moved / weights
-    return ratio
 
 
 def shrunk_weights(case: Case) -> bool:
@@ -43,7 +33,7 @@ def shrunk_weights(case: Case) -> bool:
         is_strong = optimizer.weight_decay >= STRONG_DECAY
         if is_strong and float(run.probes.lrs.mean()) * optimizer.weight_decay * run.step > 3:
             return True
-    rms = run.probes.weight_rms[:, [len(layer.shape) >= 2 for layer in run.layers]]
+    rms = run.probes.weight_rms[:, run.dimensions >= 2]
     return bool(rms.size and (rms[-1] < rms[0] / 20).mean() > 0.5)
 
 
@@ -69,12 +59,12 @@ class TooHigh(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         run, shape = case.run, case.loss
-        ratio = ratios(case)
+        ratio = case.total_update_ratio
         if ratio.size < 3 or shrunk_weights(case):
             return
         finite = ratio[np.isfinite(ratio)]
         largest = max(float(finite.max(initial=0.0)), self._largest_growth(case))
-        usual = float(np.median(finite)) if finite.size else 0.0
+        usual = median(finite) if finite.size else 0.0
         losses = run.loss.values if run.loss is not None else np.zeros(0)
         began = losses.size > 0 and bool(np.isfinite(losses[0]))
         known = losses[np.isfinite(losses)]
@@ -144,14 +134,14 @@ class TooHigh(Rule):
     def _comes_back(self, losses: Floats) -> bool:
         """Whether losses many times the usual one go on to the end."""
         half = losses[len(losses) // 2 :]
-        return half.size >= 20 and bool(np.quantile(half, 0.9) > self.back * np.median(half) > 0)
+        return half.size >= 20 and bool(quantiles(half, [0.9])[0] > self.back * median(half) > 0)
 
     def _has_faded(self, case: Case) -> bool:
         """Whether the first layers' gradient was sound, and became nothing in a few steps."""
         gradients = case.run.probes.gradient_rms[:, case.run.matrices]
         if gradients.shape[1] < 4 or len(gradients) < 4:
             return False
-        first, last = gradients[0], np.nanmedian(gradients[len(gradients) // 2 :], axis=0)
+        first, last = gradients[0], middle(gradients[len(gradients) // 2 :], axis=0)
         return bool(first[0] > 0.01 * first[-1] and last[0] < self.died * first[0])
 
     def _is_no_better_than_a_guess(self, case: Case) -> bool:
@@ -189,11 +179,11 @@ class TooLow(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         run, shape = case.run, case.loss
-        ratio = ratios(case)
+        ratio = case.total_update_ratio
         ratio = ratio[np.isfinite(ratio)]
         if run.step < self.min_steps or ratio.size < 4:
             return
-        usual = float(np.median(ratio))
+        usual = median(ratio)
         has_ended = self._has_ended(case, usual)
         if case.learns and not (has_ended and case.left is not None and case.left > self.left):
             return
@@ -240,7 +230,7 @@ class TooLow(Rule):
     def _has_ended(self, case: Case, usual: float) -> bool:
         """Whether a schedule has taken the rate to next to nothing in the first half."""
         lrs = case.run.probes.lrs.max(axis=1)
-        return usual < self.usual and float(np.median(lrs)) < 1e-3 * float(lrs.max())
+        return usual < self.usual and median(lrs) < 1e-3 * float(lrs.max())
 
     def _crawls(self, case: Case) -> bool:
         """Whether the loss falls, steadily but so slowly that hardly anything is gained."""

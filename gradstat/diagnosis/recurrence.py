@@ -63,11 +63,11 @@ class ThroughTime(Rule):
     quarter of them: Jozefowicz et al. 2015)."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
-        run, n_steps = case.run, length(case)
+        run = case.run
         places = [i for i, layer in enumerate(run.layers) if "weight_hh" in layer.name]
         if not places or not len(run.probes.steps) or case.learns:
             return
-        names = tuple(run.layers[i].name for i in places)
+        n_steps, names = length(case), tuple(run.layers[i].name for i in places)
         # The largest counts: what passes one layer's recurrence has passed. NaN if one is unknown.
         first, last = (
             np.array([self._factor(case, i, probe) for i in places]).max() for probe in (0, -1)

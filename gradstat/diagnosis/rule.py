@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gradstat.diagnosis.curve import Shape, shape_of
 from gradstat.diagnosis.evidence import ABS_MAX, L2, Batch, Evidence, Floats
 from gradstat.diagnosis.finding import Finding
+from gradstat.diagnosis.medians import median, quantiles
 from gradstat.diagnosis.task import Task
 
 
@@ -105,7 +106,7 @@ class Case:
         val, chance = self.run.val_loss, self.task.val_chance
         if val is None or len(val.finite) < 3:
             return False
-        last = float(np.median(val.finite[-max(1, len(val.finite) // 5) :]))
+        last = median(val.finite[-max(1, len(val.finite) // 5) :])
         low = 0.7 * chance if chance is not None else 0.5 * float(val.finite[0])
         return bool(last < low and last < 2 * val.finite.min())
 
@@ -115,7 +116,7 @@ class Case:
         val = self.run.val_loss
         if val is None or self.task.val_chance is not None or len(val.finite) < 5:
             return False
-        low, middle, high = np.quantile(val.finite, [0.1, 0.5, 0.9])
+        low, middle, high = quantiles(val.finite, [0.1, 0.5, 0.9])
         return bool(high - low < 0.75 * abs(middle))
 
     @cached_property
@@ -157,18 +158,35 @@ class Case:
             return False
         first = self.run.matrices[0]
         owner = layers[first].name.rpartition(".")[0]
-        biases = [
-            i for i, layer in enumerate(layers)
-            if len(layer.shape) == 1 and layer.name.rpartition(".")[0] == owner
-        ]  # fmt: skip
         largest = probes.gradients[0, :, ABS_MAX]
-        return bool(largest[first] == 0 and (largest[biases] > 0).any())
+        return bool(largest[first] == 0) and any(
+            layers[i].name.rpartition(".")[0] == owner and largest[i] > 0
+            for i in np.flatnonzero(self.run.dimensions == 1)
+        )
 
     @cached_property
     def is_clipped(self) -> bool:
         """Whether the gradients have been scaled to the same norm before each step."""
-        norms = np.sqrt(np.nansum(self.run.probes.gradients[..., L2] ** 2, axis=1))
+        norms = self.run.probes.total_norms
         return bool(norms.size > 1 and norms.std() < 1e-3 * norms.mean())
+
+    @cached_property
+    def total_update_ratio(self) -> Floats:
+        """Update of all weights over all weights, in norm: (p,)."""
+        run = self.run
+        chosen = run.matrices if len(run.matrices) else np.arange(len(run.layers))
+        moved = np.sqrt(np.nansum(run.probes.updates[..., L2][:, chosen] ** 2, axis=1))
+        weights = np.sqrt(np.nansum(run.probes.weights[..., L2][:, chosen] ** 2, axis=1))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio: Floats = moved / weights
+        return ratio
+
+    @cached_property
+    def root_fans(self) -> Floats:
+        """Root of the fan-in of each of the matrices."""
+        layers = self.run.layers
+        roots: Floats = np.sqrt([layers[i].fan_in for i in self.run.matrices])
+        return roots
 
     @cached_property
     def growth(self) -> float:
@@ -180,8 +198,7 @@ class Case:
         run = self.run
         if not len(run.probes.steps) or len(run.matrices) < 2:
             return 0.0
-        fans = np.sqrt([run.layers[i].fan_in for i in run.matrices[:-1]])
-        gains = run.probes.weight_rms[0, run.matrices[:-1]] * fans / np.sqrt(2)
+        gains = run.probes.weight_rms[0, run.matrices[:-1]] * self.root_fans[:-1] / np.sqrt(2)
         return float(np.nansum(np.log10(np.maximum(gains, 1e-30))))
 
     @cached_property
@@ -190,23 +207,6 @@ class Case:
         steps = self.run.probes.steps
         late: NDArray[np.bool_] = (steps > self.run.step / 2) | (steps == steps.max(initial=0))
         return late
-
-
-def middle(values: Floats, axis: int = -1) -> Floats:
-    """Return the median of the finite values along an axis; NaN where there are none."""
-    is_finite = np.isfinite(values)
-    if values.size and is_finite.all():
-        ordered, n = np.sort(values, axis=axis), values.shape[axis]
-        whole: Floats = (ordered.take((n - 1) // 2, axis) + ordered.take(n // 2, axis)) / 2
-        return whole
-    ordered = np.sort(np.where(is_finite, values, np.nan), axis=axis)  # NaN comes last
-    count = np.isfinite(ordered).sum(axis=axis, keepdims=True)
-    if ordered.shape[axis] == 0:
-        return np.full(count.squeeze(axis).shape, np.nan)
-    low = np.take_along_axis(ordered, np.maximum(count - 1, 0) // 2, axis)
-    high = np.take_along_axis(ordered, np.minimum(count // 2, np.maximum(count - 1, 0)), axis)
-    result: Floats = ((low + high) / 2).squeeze(axis)
-    return result
 
 
 class Rule:

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradstat.diagnosis.data import input_rows
 from gradstat.diagnosis.finding import Finding, Measure
-from gradstat.diagnosis.rates import ratios
+from gradstat.diagnosis.medians import median, quantiles
 from gradstat.diagnosis.recurrence import length
 from gradstat.diagnosis.rule import Case, Rule
 
@@ -118,7 +118,7 @@ class MissingTargets(Rule):
             count = values.size - others.size
             if others.size < count or count < max(3, self.share * values.size):
                 continue
-            low, middle, high = np.quantile(others, [0.1, 0.5, 0.9])
+            low, middle, high = quantiles(others, [0.1, 0.5, 0.9])
             distance = abs(code - middle) / (high - low) if high > low else 0.0
             if distance > self.beyond:
                 yield Finding(
@@ -213,7 +213,7 @@ class RandomTargets(Rule):
             falls = shape.still_falls
         else:
             return
-        ratio = ratios(case)
+        ratio = case.total_update_ratio
         ratio = ratio[np.isfinite(ratio)]  # of weights that are zero there is none
         reach = float(ratio.mean()) * run.step if ratio.size else 0.0
         if falls or best < self.unseen * chance or shape.last > 1.1 * chance or reach < self.reach:
@@ -265,7 +265,7 @@ class NoisyTraining(Rule):
             return
         if model is None or model.dropout > 0 or shape.still_falls:
             return
-        last = float(np.median(val.finite[-max(1, len(val.finite) // 5) :]))
+        last = median(val.finite[-max(1, len(val.finite) // 5) :])
         if last > self.ratio * shape.last or last < self.left * case.task.val_chance:
             return
         rows = [row.tobytes() for row in input_rows(case)]

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstat.diagnosis.evidence import Batch, Floats
+from gradstat.diagnosis.medians import median
 
 Kind = Literal["classes", "binary", "numbers", "unknown"]
 Reduction = Literal["mean", "sum", "scaled"]
@@ -117,7 +118,7 @@ class Task:
             most = _agreement(known, name)
             for reduction in REDUCTIONS:
                 if some[reduction].any() and most[reduction].mean() > 0.8:
-                    values = np.median([batch.outputs.size for batch in known])  # type: ignore[union-attr]
+                    values = median([batch.outputs.size for batch in known])  # type: ignore[union-attr]
                     if name in _BY_CLASS or name == "kl-div":
                         values /= max(1, self.n_classes)
                     return Loss(name, reduction, 1.0 if reduction == "mean" else float(values))
@@ -136,7 +137,7 @@ class Task:
             if not np.isfinite(means).any() or (means == 0).all():
                 continue
             factors = observed / means
-            factor = float(np.nanmedian(factors))
+            factor = median(factors[~np.isnan(factors)])
             if np.mean(np.abs(factors - factor) <= LOSS_TOLERANCE * abs(factor)) > 0.8:
                 return Loss(name, "scaled", factor)
         return None

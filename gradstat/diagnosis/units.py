@@ -69,7 +69,7 @@ class DeadUnits(Rule):
         run = case.run
         if len(run.matrices) < 2 or len(run.probes.steps) < 4:
             return ()
-        largest = run.probes.gradients[case.late_probes, :, ABS_MAX]
+        largest = run.probes.gradients[..., ABS_MAX][case.late_probes]
         is_silent = (largest == 0).all(0)
         if run.sites:  # none is dead: they died after steps that the window holds
             is_silent &= run.probes.gradient_rms[0] > self.alive * run.probes.weight_rms[0]

@@ -9,7 +9,8 @@ import numpy as np
 
 from gradstat.diagnosis.evidence import ABS_MAX, INFS, L2, NANS, NUMEL, ZEROS
 from gradstat.diagnosis.finding import Finding, Measure
-from gradstat.diagnosis.rule import Case, Rule, middle
+from gradstat.diagnosis.medians import middle
+from gradstat.diagnosis.rule import Case, Rule
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,6 @@ class NoGradient(Rule):
         if len(probes.steps) < self.min_probes:
             return
         never = np.asarray(np.isnan(probes.gradients[..., NUMEL]).all(0))
-        names = [layer.name for layer in case.run.layers]
         if model is not None and model.n_own == 0 and model.n_strangers:
             yield self._finding(
                 "none of the optimizer's parameters belong to the model: it was built before the "
@@ -64,7 +64,7 @@ class NoGradient(Rule):
                 ),
                 0.97,
                 Measure("parameters with a gradient", 0, threshold=1),
-                layers=tuple(names),
+                layers=tuple(layer.name for layer in case.run.layers),
             )
         elif (
             model is not None
@@ -102,18 +102,15 @@ class NoGradient(Rule):
                 ),
                 0.92,
                 Measure("largest gradient", 0.0, threshold=0.0),
-                layers=tuple(names),
+                layers=tuple(layer.name for layer in case.run.layers),
             )
         else:
             frozen_names = model.frozen if model is not None else ()
-            weights = [names[i] for i in case.run.matrices]
-            silent = [
-                name
-                for name, is_silent in zip(weights, never[case.run.matrices], strict=True)
-                if is_silent and name not in frozen_names
-            ]
-            if silent and len(silent) < len(weights):
-                matters = not case.learns or len(silent) >= self.many * len(weights)
+            matrices = case.run.matrices
+            names = [case.run.layers[i].name for i in matrices[never[matrices]]]
+            silent = [name for name in names if name not in frozen_names]
+            if silent and len(silent) < len(matrices):
+                matters = not case.learns or len(silent) >= self.many * len(matrices)
                 yield self._finding(
                     f"{len(silent)} weights require a gradient and never get one: they take no "
                     "part "
@@ -133,7 +130,7 @@ class NoGradient(Rule):
         if any(site.units and site.dead_units == site.units for site in case.run.sites):
             return False
         tables = case.run.probes.gradients
-        return not any(np.nan_to_num(tables[..., at]).any() for at in (ABS_MAX, NANS, INFS))
+        return not any((tables[..., at] > 0).any() for at in (ABS_MAX, NANS, INFS))
 
     def _trained_share(self, case: Case) -> float:
         """Return the share of the weights that get a gradient; biases and gains do not count."""
@@ -215,21 +212,12 @@ class NoUpdate(Rule):
         if len(probes.steps) < self.min_probes or not run.layers:
             return
         has_gradient = probes.slices[..., L2] > 0
-        stays = np.nan_to_num(probes.updates[..., L2]) == 0
         judged = has_gradient.sum(0) >= self.min_probes
         if not judged.any():
             return
-        lrs = probes.lrs[:, [layer.group for layer in run.layers]]
-        by_lr = judged & ((lrs == 0).mean(0) >= (1.0 if case.learns else self.at_zero))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            unmoved = probes.updates[..., ZEROS] / probes.updates[..., NUMEL]
-            alive = 1 - probes.slices[..., ZEROS] / probes.slices[..., NUMEL]
-        skipped = run.skipped_steps > 0.5 * run.step
-        rounded = (unmoved > self.lost) & (alive > 0.5) & has_gradient & (lrs > 0)
-        share = rounded.sum(0) / np.maximum(has_gradient.sum(0), 1)
-        matrix = np.zeros(len(run.layers), bool)
-        matrix[run.matrices] = True
-        lost = judged & matrix & (share > 0.7)
+        groups = [layer.group for layer in run.layers]
+        at_zero = (probes.lrs == 0).mean(0) >= (1.0 if case.learns else self.at_zero)
+        by_lr = judged & at_zero[groups]
         if by_lr.any():
             everything = bool(by_lr[judged].all())
             yield Finding(
@@ -242,9 +230,20 @@ class NoUpdate(Rule):
                 "definition of the step",
                 tuple(run.layers[i].name for i in np.flatnonzero(by_lr)),
             )
-        elif lost.any() and not skipped:
+            return
+        unmoved = probes.updates[..., ZEROS] / probes.updates[..., NUMEL]
+        rounded = (unmoved > self.lost) & has_gradient
+        if not rounded.any() or run.skipped_steps > 0.5 * run.step:
+            return
+        alive = 1 - probes.slices[..., ZEROS] / probes.slices[..., NUMEL]
+        rounded &= (alive > 0.5) & (probes.lrs > 0)[:, groups]
+        share = rounded.sum(0) / np.maximum(has_gradient.sum(0), 1)
+        matrix = np.zeros(len(run.layers), bool)
+        matrix[run.matrices] = True
+        lost = judged & matrix & (share > 0.7)
+        if lost.any():
             in_half = any(run.layers[i].epsilon > 1e-4 for i in np.flatnonzero(lost))
-            exact = bool(stays[:, lost].all())
+            exact = not (probes.updates[..., L2] > 0)[:, lost].any()
             yield Finding(
                 "parameters-not-updating",
                 "error" if lost[matrix & judged].mean() > 0.5 else "warning",

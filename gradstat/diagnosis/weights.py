@@ -9,6 +9,7 @@ import numpy as np
 
 from gradstat.diagnosis.evidence import NUMEL
 from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.medians import median
 from gradstat.diagnosis.rule import Case, Rule
 
 EQUAL = 1e-3
@@ -61,9 +62,9 @@ class Initialization(Rule):
         if len(run.matrices) == 0:
             return
         layers = [run.layers[i] for i in run.matrices]
-        trained = np.isfinite(run.probes.gradients[:, run.matrices, NUMEL]).any(0)
+        trained = np.asarray(np.isfinite(run.probes.gradients[..., NUMEL]).any(0))[run.matrices]
         std = run.probes.first_std[run.matrices]
-        gains = std * np.sqrt([layer.fan_in for layer in layers])
+        gains = std * case.root_fans
         rms = run.probes.weight_rms[0, run.matrices]
         constant = (std <= EQUAL * rms) & np.array([layer.shape[0] > 1 for layer in layers])
         if case.learns is not False:  # weights of 0 that move may be those of residual branches
@@ -85,7 +86,7 @@ class Initialization(Rule):
             )
             return
         varied = trained & (std > EQUAL * rms)
-        usual = float(np.median(gains[varied])) if varied.any() else 1.0
+        usual = median(gains[varied]) if varied.any() else 1.0
         is_hampered = case.left is None or case.left > self.left
         if usual > self.large and case.growth > 3 and case.learns and is_hampered:
             severity, scale = "warning", 0.7
@@ -106,11 +107,10 @@ class Initialization(Rule):
                     threshold=self.large if usual > 1 else self.faint if fades else self.small,
                 ),
             )
-        biases = [i for i, layer in enumerate(run.layers) if len(layer.shape) == 1]
+        biases = np.flatnonzero(run.dimensions == 1)
         sizes = run.probes.weight_rms[0, biases]
-        normal = np.array([not run.layers[i].module.endswith("Norm") for i in biases], bool)
-        off = [i for i, size, n in zip(biases, sizes, normal, strict=True)
-               if n and size > self.bias and i != biases[-1]]  # fmt: skip
+        off = [i for i in biases[:-1][sizes[:-1] > self.bias]
+               if not run.layers[i].module.endswith("Norm")]  # fmt: skip
         if off:
             yield self._finding(
                 "biases start so far from 0 that their units are shut or saturated whatever "
