@@ -15,6 +15,9 @@ from gradstat.diagnosis.rule import Case, Rule
 SOURCE = "Karpathy, cs231n (about 1e-3 of the weights a step); DeepDiagnosis ([1e-5, 1e-1])"
 
 
+USUAL_UPDATE = 1e-5
+"""Update over weight that is the least in use (DeepDiagnosis)."""
+
 STRONG_DECAY = 0.1
 """Ten times AdamW's default, from which decay may erase weights; a smaller one takes a rate for it
 that is itself the fault."""
@@ -37,6 +40,14 @@ def shrunk_weights(case: Case) -> bool:
     return bool(rms.size and (rms[-1] < rms[0] / 20).mean() > 0.5)
 
 
+def schedule_has_ended(case: Case) -> bool:
+    """Whether a schedule has taken the rate to next to nothing in the first half."""
+    lrs = case.run.probes.lrs.max(axis=1)
+    ratio = case.total_update_ratio
+    is_small = bool(ratio.size) and median(ratio[np.isfinite(ratio)]) < USUAL_UPDATE
+    return is_small and median(lrs) < 1e-3 * float(lrs.max())
+
+
 @dataclass(frozen=True)
 class TooHigh(Rule):
     """Steps so large that the loss does not settle."""
@@ -53,6 +64,13 @@ class TooHigh(Rule):
 
     spike: float = 10.0
     """How many times larger a weight is at the next probe, from which a step between is judged."""
+
+    usual: float = 0.01
+    """Median update over weight from which a run that has stopped to gain is kept from it by its
+    steps: ten times what is usual."""
+
+    left: float = 0.5
+    """Share of a guess's loss that is left then, at least."""
 
     died: float = 1e-5
     """Median update over weight, below which large steps have left no gradient (DeepDiagnosis)."""
@@ -77,22 +95,25 @@ class TooHigh(Rule):
         lost = began and not np.isfinite(losses[-3:]).any()
         worse = shape is not None and shape.last > shape.first * 1.05
         unsettled = shape is not None and not case.is_settled and shape.best < 0.8 * shape.first
-        at_guess = self._is_no_better_than_a_guess(case)
-        has_died = largest > self.large and usual < self.died and at_guess
-        has_faded = largest > self.large / 2 and self._has_faded(case) and at_guess
+        gained_nothing = self._has_gained_nothing(case)
+        has_died = largest > self.large and usual < self.died and gained_nothing
+        has_faded = largest > self.large / 2 and self._has_faded(case) and gained_nothing
         swings = usual > 0.003 and (unsettled or (rose and worse))
+        strides = largest > 3 * self.large and usual > self.usual and self._has_stalled(case)
         if largest > 10 * self.large and (rose or lost or worse):
             confidence = 0.9
         elif (largest > 3 * self.large and (rose or lost or worse)) or (
             usual > self.large and (rose or worse)
         ):
             confidence = 0.8
-        elif largest > 3 * self.large and at_guess:
+        elif largest > 3 * self.large and gained_nothing:
             confidence = 0.75 if rose else 0.6
         elif has_faded:
             confidence = 0.8
         elif has_died or (swings and case.is_judged_by_loss):
             confidence = 0.7
+        elif strides:
+            confidence = 0.6
         else:
             return
         if shape is not None and shape.rises_steadily and largest < self.large:
@@ -131,6 +152,12 @@ class TooHigh(Rule):
         each = growth.max(axis=1) ** (1 / np.diff(steps)) - 1
         return float(each.max())
 
+    def _has_stalled(self, case: Case) -> bool:
+        """Whether the loss has come to stand where much of a guess's is left."""
+        if case.loss is None or case.left is None or case.left < self.left:
+            return False
+        return case.is_judged_by_loss and case.loss.trend > -case.loss.trend_error
+
     def _comes_back(self, losses: Floats) -> bool:
         """Whether losses many times the usual one go on to the end."""
         half = losses[len(losses) // 2 :]
@@ -144,9 +171,10 @@ class TooHigh(Rule):
         first, last = gradients[0], middle(gradients[len(gradients) // 2 :], axis=0)
         return bool(first[0] > 0.01 * first[-1] and last[0] < self.died * first[0])
 
-    def _is_no_better_than_a_guess(self, case: Case) -> bool:
-        chance = None if case.may_be_adversary else case.task.chance
-        return case.loss is not None and chance is not None and case.loss.last > 0.9 * chance
+    def _has_gained_nothing(self, case: Case) -> bool:
+        if case.loss is None or case.may_be_adversary:
+            return False
+        return case.loss.last > 0.9 * (case.task.chance or case.start)
 
 
 @dataclass(frozen=True)
@@ -159,7 +187,14 @@ class TooLow(Rule):
     reach: float = 0.02
     """Share of their own size that the weights could have moved by all steps in one direction."""
 
-    usual: float = 1e-5
+    reach_of_rate: float = 0.1
+    """The same of an adaptive optimizer, whose steps are of the size of the rate, where the loss
+    stands still."""
+
+    still: float = 0.02
+    """Spread of the loss from step to step over its first value, at most, to stand still."""
+
+    usual: float = USUAL_UPDATE
     """Update over weight, below which a step is too small (DeepDiagnosis)."""
 
     fair: float = 2e-3
@@ -184,7 +219,7 @@ class TooLow(Rule):
         if run.step < self.min_steps or ratio.size < 4:
             return
         usual = median(ratio)
-        has_ended = self._has_ended(case, usual)
+        has_ended = schedule_has_ended(case)
         if case.learns and not (has_ended and case.left is not None and case.left > self.left):
             return
         gradients = np.nansum(run.probes.gradients[..., L2], axis=1)
@@ -199,9 +234,17 @@ class TooLow(Rule):
         )
         slow = usual < self.usual or reach < self.reach
         crawls = usual < self.fair and self._crawls(case)
-        if not (slow and (stands or shape is None)) and not crawls:
-            return
         optimizer = run.optimizer
+        is_faint = (
+            optimizer is not None
+            and optimizer.is_adaptive
+            and reach < self.reach_of_rate
+            and shape is not None
+            and abs(shape.fall) < self.still
+            and shape.noise < self.still * abs(shape.first)
+        )
+        if not (slow and (stands or shape is None)) and not crawls and not is_faint:
+            return
         is_lr = (
             optimizer is None
             or optimizer.is_adaptive
@@ -212,7 +255,7 @@ class TooLow(Rule):
         yield Finding(
             "lr-too-low",
             "warning",
-            0.45 if not (slow and stands) else 0.85 if usual < self.usual and is_lr else 0.6,
+            0.5 if is_faint and not slow else 0.45 if not (slow and stands) else 0.85 if usual < self.usual and is_lr else 0.6,
             f"a step changes the weights by {usual:.1g} of their size; all {run.step} steps "
             "together "
             f"could not have moved them by more than {reach:.1g}",
@@ -227,16 +270,11 @@ class TooLow(Rule):
             SOURCE,
         )
 
-    def _has_ended(self, case: Case, usual: float) -> bool:
-        """Whether a schedule has taken the rate to next to nothing in the first half."""
-        lrs = case.run.probes.lrs.max(axis=1)
-        return usual < self.usual and median(lrs) < 1e-3 * float(lrs.max())
-
     def _crawls(self, case: Case) -> bool:
         """Whether the loss falls, steadily but so slowly that hardly anything is gained."""
         shape, chance, val = case.loss, case.task.chance, case.run.val_loss
         if shape is None or chance is None or shape.last < 0.85 * chance:
             return False
-        if val is None or not val.finite.size or val.finite.min() > 0.97 * val.finite[0]:
+        if val is None or not val.finite.size or val.finite.min() > 0.98 * val.finite[0]:
             return False
         return -shape.trend > 2 * shape.trend_error and shape.fall > 0.02

@@ -137,15 +137,15 @@ class Case:
             return self.skill > 1 / 3 and self.is_settled is not False
         if shape is None:
             return None
-        return bool(self.is_settled) and shape.last < 0.7 * (chance if chance else self._start)
+        return bool(self.is_settled) and shape.last < 0.7 * (chance if chance else self.start)
 
     @property
-    def _start(self) -> float:
+    def start(self) -> float:
         """What the loss began with: its very first value, if it has grown at once."""
         assert self.loss is not None
         assert self.run.loss is not None
         very_first = float(self.run.loss.values[0])
-        return very_first if 0 < very_first < self.loss.first / 3 else self.loss.first
+        return very_first if 0 < very_first < 0.8 * self.loss.first else self.loss.first
 
     @cached_property
     def is_unfed(self) -> bool:

@@ -51,7 +51,7 @@ class DeadUnits(Rule):
                 tuple(s.name for s in dead),
                 Measure("dead units", max(s.dead_units / s.units for s in dead), "of a layer",
                         threshold=self.share),
-                (0.8 if case.growth < -3 else 0.93)
+                (0.75 if case.growth < -3 else 0.93)
                 if share > 0.3 or any(s.dead_units == s.units for s in dead)
                 else 0.6,
                 is_harmless=bool(case.learns) and not is_hampered,
