@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradstat._inspections.trial import MIN_ROWS, Notes, Trial
-from gradstat.diagnosis import RULES, data, diagnose, fit, flow, targets, units, weights
+from gradstat.diagnosis import RULES, data, diagnose, fit, flow, shapes, targets, units, weights
 from gradstat.diagnosis.evidence import Evidence
 from gradstat.diagnosis.finding import Measure
 from gradstat.diagnosis.task import Task
@@ -26,7 +26,7 @@ _RULES = tuple(
         rule,
         data.NonfiniteInputs | data.InputScale | targets.TargetScale
         | fit.ProbabilitiesAsLogits | fit.LogitsAsLogProbabilities | fit.OneUnitSoftmax
-        | fit.Broadcast | weights.Initialization
+        | shapes.Broadcast | weights.Initialization
         | flow.Vanishing | flow.Exploding | flow.Nonfinite | units.DeadUnits | units.Saturated,
     )
 )  # fmt: skip

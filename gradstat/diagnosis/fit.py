@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradstat.diagnosis.evidence import Batch, Floats
+from gradstat.diagnosis.evidence import Floats
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.medians import median, quantiles
 from gradstat.diagnosis.rule import Case, Rule
-from gradstat.diagnosis.task import LOSS_TOLERANCE, are_probabilities
+from gradstat.diagnosis.task import are_probabilities
 
 SOURCE = "documentation of torch.nn's loss functions; UMLAUT (Schoop et al. 2021)"
 
 
-def _finding(text: str, remedy: tuple[str, ...], confidence: float, *seen: Measure) -> Finding:
+def mismatch(text: str, remedy: tuple[str, ...], confidence: float, *seen: Measure) -> Finding:
+    """Return a finding of this family."""
     return Finding("loss-output-mismatch", "error", confidence, text, remedy, seen, SOURCE)
 
 
@@ -52,14 +53,14 @@ class ProbabilitiesAsLogits(Rule):
             return
         outputs = [batch.outputs for batch in paired if batch.outputs is not None]
         if task.loss.name == "kl-div" and all(map(are_probabilities, outputs)):
-            yield _finding(
+            yield mismatch(
                 "KLDivLoss is given probabilities where it takes their logarithms",
                 ("give it log_softmax(logits, dim=-1)",),
                 0.97,
                 Measure("smallest output", min(float(o.min()) for o in outputs), threshold=0.0),
             )
         if task.loss.name == "cross-entropy" and all(map(are_probabilities, outputs)):
-            yield _finding(
+            yield mismatch(
                 "the outputs are probabilities already, and the cross-entropy takes the softmax "
                 "of them "
                 "once more: gradients shrink, and the loss cannot get near 0",
@@ -70,7 +71,7 @@ class ProbabilitiesAsLogits(Rule):
                 ),
             )
         if task.loss.name == "cross-entropy" and all(map(_sum_to_1_over_rows, outputs)):
-            yield _finding(
+            yield mismatch(
                 "each column of the outputs sums to 1, as after a softmax over the rows: what one "
                 "row gets depends on the others of its batch",
                 ("remove the softmax and give the loss the logits", "else take dim=-1"),
@@ -84,7 +85,7 @@ class ProbabilitiesAsLogits(Rule):
         n_values = sum(o.size for o in outputs)
         is_squashed = in_range and task.n_classes > 1 and not all(map(are_probabilities, outputs))
         if task.loss.name == "cross-entropy" and is_squashed and n_values >= 128:
-            yield _finding(
+            yield mismatch(
                 "the outputs lie between 0 and 1, as after a sigmoid, where the cross-entropy "
                 "takes any number: no class can be more than e times as likely as another",
                 ("remove the sigmoid and give the loss the logits",),
@@ -94,7 +95,7 @@ class ProbabilitiesAsLogits(Rule):
             )
         is_one_of_many = task.kind == "binary" and all(map(are_probabilities, outputs))
         if is_one_of_many and task.loss.name == "bce" and (task.targets.sum(-1) != 1).any():
-            yield _finding(
+            yield mismatch(
                 "each row of the outputs sums to 1, as after a softmax, where a row of the targets "
                 "holds several ones or none: they can never be met",
                 ("use a sigmoid in place of the softmax, or BCEWithLogitsLoss on the logits",),
@@ -103,7 +104,7 @@ class ProbabilitiesAsLogits(Rule):
                         float((task.targets.sum(-1) != 1).mean()), threshold=0.0),
             )  # fmt: skip
         if task.loss.name == "bce-with-logits" and in_range and n_values >= 32:
-            yield _finding(
+            yield mismatch(
                 "the outputs lie between 0 and 1, as after a sigmoid, and BCEWithLogitsLoss "
                 "takes the "
                 "sigmoid of them once more: no answer below one half can be given",
@@ -122,6 +123,51 @@ class ProbabilitiesAsLogits(Rule):
 
 
 @dataclass(frozen=True)
+class CutLogits(Rule):
+    """Logits that have gone through ReLU or tanh, though their loss takes any number."""
+
+    codes = ("loss-output-mismatch",)
+    needs = ("outputs", "targets", "loss")
+
+    zeros: float = 0.02
+    """Share of outputs that are exactly 0 where none is negative, at least."""
+
+    edges: float = 0.1
+    """Share of the late outputs within 0.04 of -1 or 1 where none is beyond, at least."""
+
+    min_values: int = 128
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        loss = case.task.loss
+        if loss is None or loss.name not in ("cross-entropy", "bce-with-logits"):
+            return
+        outputs = np.concatenate(
+            [b.outputs.ravel() for b in case.task.paired if b.outputs is not None]
+        )
+        if len(outputs) < self.min_values or not np.isfinite(outputs).all():
+            return
+        late = [b.outputs.ravel() for b in case.late if b.outputs is not None]
+        zeros = float((outputs == 0).mean())
+        edges = float((np.abs(np.concatenate(late)) > 0.96).mean()) if late else 0.0
+        if outputs.min() >= 0 and outputs.max() > 1 and zeros > self.zeros:
+            yield mismatch(
+                "no logit is ever negative and many are exactly 0, as after ReLU: a class that is "
+                "0 gets no gradient, and none can be ruled out",
+                ("remove the last activation and give the loss the logits",),
+                0.93,
+                Measure("share of outputs that are 0", zeros, threshold=self.zeros),
+            )
+        elif np.abs(outputs).max() <= 1 and edges > self.edges:
+            yield mismatch(
+                "the logits stay in [-1, 1] and crowd at its ends, as after tanh: no class can be "
+                "more than e² times as likely as another",
+                ("remove the last activation and give the loss the logits",),
+                0.93,
+                Measure("share of outputs at the ends", edges, threshold=self.edges),
+            )
+
+
+@dataclass(frozen=True)
 class TargetsBeyondProbability(Rule):
     """Binary cross-entropy with targets that are no probabilities, such as -1 and 1."""
 
@@ -137,7 +183,7 @@ class TargetsBeyondProbability(Rule):
             return
         outside = float(((task.targets < 0) | (task.targets > 1)).mean())
         if outside >= self.beyond:
-            yield _finding(
+            yield mismatch(
                 "the targets of a binary cross-entropy lie outside of [0, 1]: the loss has no "
                 "lower "
                 "bound, and outputs grow for ever",
@@ -164,7 +210,7 @@ class LogitsAsLogProbabilities(Rule):
             if batch.outputs is not None and np.isfinite(batch.outputs).all()
         ]
         if off and median(off) > 0.05:
-            yield _finding(
+            yield mismatch(
                 "NLLLoss is given outputs that are no log-probabilities: it can fall for ever "
                 "without "
                 "any answer getting better",
@@ -216,7 +262,7 @@ class OneUnitSoftmax(Rule):
         task = case.task
         by_class = task.kind == "classes" and task.n_classes == 1
         if all((array == 1).all() for array in arrays):
-            yield _finding(
+            yield mismatch(
                 "the only output is exactly 1 for every row: a softmax over one unit is 1 "
                 "whatever goes in, "
                 "and no gradient comes back",
@@ -225,61 +271,12 @@ class OneUnitSoftmax(Rule):
                 Measure("outputs that are exactly 1", 1.0, "share"),
             )
         elif by_class and task.loss is not None and task.loss.name == "cross-entropy":
-            yield _finding(
+            yield mismatch(
                 "a cross-entropy over one class is 0 whatever the output is",
                 ("give the last layer one unit for each class", "or use BCEWithLogitsLoss"),
                 0.97,
                 Measure("classes", 1.0, threshold=2.0),
             )
-
-
-@dataclass(frozen=True)
-class Broadcast(Rule):
-    """Outputs of shape (N, 1) beside targets of shape (N,): every output meets every target."""
-
-    codes = ("loss-output-mismatch",)
-    needs = ("outputs", "targets", "loss")
-
-    def judge(self, case: Case) -> Iterator[Finding]:
-        for batch in case.run.batches:
-            shapes = [batch.shapes.get(name, ()) for name in ("outputs", "targets")]
-            if not _broadcasts(*shapes) or "targets" in batch.integers:
-                continue
-            confidence = self._confidence(batch)
-            if confidence > 0:
-                yield _finding(
-                    f"outputs of shape {shapes[0]} and targets of shape {shapes[1]} are "
-                    "broadcast to "
-                    "a square: every output is pulled to the mean of all targets",
-                    ("targets = targets.unsqueeze(1)", "or outputs = outputs.squeeze(1)"),
-                    confidence,
-                    Measure("rows", shapes[0][0]),
-                )
-                return
-
-    def _confidence(self, batch: Batch) -> float:
-        """Return 0 where the loss is that of rows side by side."""
-        if batch.loss is None or not batch.shapes or batch.outputs is None or batch.targets is None:
-            return 0.8
-        outputs, targets = batch.outputs.ravel(), batch.targets.ravel()
-        if len(outputs) != len(targets):
-            return 0.8
-        square = outputs[:, None] - targets[None, :]
-        for power in (1, 2):
-            aligned = np.mean(np.abs(outputs - targets) ** power)
-            crossed = np.mean(np.abs(square) ** power)
-            if abs(crossed - batch.loss) <= LOSS_TOLERANCE * abs(batch.loss):
-                return 0.98
-            if abs(aligned - batch.loss) <= LOSS_TOLERANCE * abs(batch.loss):
-                return 0.0
-        return 0.8
-
-
-def _broadcasts(outputs: tuple[int, ...], targets: tuple[int, ...]) -> bool:
-    if len(outputs) == len(targets) or not outputs or not targets or outputs[0] < 2:
-        return False
-    longer, shorter = sorted((outputs, targets), key=len, reverse=True)
-    return longer[-1] == 1 and longer[:-1] == shorter
 
 
 @dataclass(frozen=True)
@@ -321,7 +318,7 @@ class OutputRange(Rule):
             outside = float(((targets < low - 1e-6) | (targets > high + 1e-6)).mean())
             if not looks_so or outside < self.beyond or not self._is_bounded(case, name, outputs):
                 continue
-            yield _finding(
+            yield mismatch(
                 f"the outputs stay in [{low:g}, {high:g}], as after {name}, and {outside:.0%} of "
                 "the "
                 "targets lie outside: they can never be met",
@@ -344,7 +341,7 @@ class OutputRange(Rule):
             and below > self.far_beyond
             and n_late >= self.min_values
         ):
-            yield _finding(
+            yield mismatch(
                 f"no output is ever negative, as after softplus or exp, and {below:.0%} of the "
                 "targets "
                 "are: they can never be met",

@@ -102,8 +102,8 @@ class Vanishing(Rule):
         probes = case.run.probes
         quarter = case.run.matrices[: max(1, len(case.run.matrices) // 4)]
         moved = probes.updates[:, quarter, L2].sum(axis=0) * case.run.step / len(probes.steps)
-        is_known = case.skill is not None or case.generalises or case.task.chance is not None
-        return not is_known and bool((moved < self.still * probes.weights[0, quarter, L2]).all())
+        stands = moved < self.still * probes.weights[0, quarter, L2]
+        return not case.has_scale and bool(stands.all())
 
     def _to_rounding(self, case: Case) -> Iterator[Finding]:
         shape, run = case.loss, case.run
@@ -138,13 +138,16 @@ class Exploding(Rule):
     """The largest gradient's size over the weights' own, root mean squares; for a loss of order one
     it is below 1."""
 
+    beyond_doubt: float = 1e6
+    """The same from which a loss that has fallen says nothing: from such a start any does."""
+
     spike: float = 50.0
     """Largest total norm over the median of those before it: late ones may be small because the run
     has converged."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
-        if case.learns:
+        if case.learns and case.has_scale:
             return
         steps = np.concatenate([run.probes.steps, run.recent_steps])
         norms = np.concatenate([run.probes.total_norms, run.decisions[:, 0]])
@@ -156,6 +159,8 @@ class Exploding(Rule):
             relative = run.probes.gradient_rms[:1] / run.probes.weight_rms[:1]
         matrices = relative[:, run.matrices] if len(run.matrices) else relative
         largest = float(np.nanmax(np.where(np.isfinite(matrices), matrices, 0), initial=0))
+        if case.learns and largest < self.beyond_doubt:
+            return
         if largest > self.grown:
             confidence = float(min(0.95, 0.75 + 0.05 * np.log10(largest / self.grown)))
             seen = Measure("gradient over weight", largest, threshold=self.grown)

@@ -252,10 +252,14 @@ class TooLow(Rule):
             or case.is_clipped
             or has_ended
         )
+        if slow and stands:
+            confidence = 0.85 if usual < self.usual and is_lr else 0.6
+        else:
+            confidence = 0.5 if is_faint else 0.45
         yield Finding(
             "lr-too-low",
             "warning",
-            0.5 if is_faint and not slow else 0.45 if not (slow and stands) else 0.85 if usual < self.usual and is_lr else 0.6,
+            confidence,
             f"a step changes the weights by {usual:.1g} of their size; all {run.step} steps "
             "together "
             f"could not have moved them by more than {reach:.1g}",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.rates import schedule_has_ended
 from gradstat.diagnosis.rule import Case, Rule
 
 
@@ -52,6 +53,10 @@ class ThroughTime(Rule):
     left: float = 0.8
     """Share of a guess's loss, or of the first loss, that is left, at least."""
 
+    faint: float = 0.1
+    """What a step leaves of a gradient, below which a sequence need not be long: torch's default
+    for an RNN is 0.58."""
+
     grown: float = 1e6
     """What a sequence makes of a gradient, at least, in a run that is lost."""
 
@@ -74,11 +79,15 @@ class ThroughTime(Rule):
         )
         if self._is_lost(case) and first ** (n_steps or self.usual_length) > self.grown:
             yield self._exploding(float(first), n_steps, names)
-        shape, kept = case.loss, last**n_steps
-        if kept < self.kept and n_steps >= self.long and shape is not None:
+        shape = case.loss
+        if shape is None or schedule_has_ended(case):
+            return
+        is_faint = first < self.faint
+        kept = (first if is_faint else last) ** n_steps
+        if kept < self.kept and (is_faint or n_steps >= self.long):
             start = case.task.chance if case.task.chance is not None else abs(shape.first)
             if start > 0 and self.left < shape.last / start < 1.2:
-                yield self._vanishing(float(kept), n_steps, names)
+                yield self._vanishing(float(kept), n_steps, names, 0.8 if is_faint else 0.62)
 
     def _is_lost(self, case: Case) -> bool:
         loss, nonfinite = case.run.loss, case.run.recent_nonfinite
@@ -102,11 +111,13 @@ class ThroughTime(Rule):
         is_open = (run.probes.weight_rms[probe, biases] > self.open_gate).any()
         return np.nan if is_open else 0.5
 
-    def _vanishing(self, kept: float, n_steps: int, names: tuple[str, ...]) -> Finding:
+    def _vanishing(
+        self, kept: float, n_steps: int, names: tuple[str, ...], confidence: float
+    ) -> Finding:
         return Finding(
             "vanishing-gradient",
             "warning",
-            0.62,
+            confidence,
             f"over sequences of {n_steps} steps the recurrent weights leave about {kept:.1g} of a "
             "gradient, so what came first is not learnt from",
             (

@@ -139,6 +139,11 @@ class Case:
             return None
         return bool(self.is_settled) and shape.last < 0.7 * (chance if chance else self.start)
 
+    @cached_property
+    def has_scale(self) -> bool:
+        """Whether more than the loss's own start tells if the run learns."""
+        return self.skill is not None or self.generalises or self.task.chance is not None
+
     @property
     def start(self) -> float:
         """What the loss began with: its very first value, if it has grown at once."""

@@ -1,0 +1,119 @@
+"""Rules on the shapes of outputs and targets: which number is compared with which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradstat.diagnosis.evidence import Batch
+from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.fit import mismatch
+from gradstat.diagnosis.rule import Case, Rule
+from gradstat.diagnosis.task import LOSS_TOLERANCE, LOSSES
+
+
+@dataclass(frozen=True)
+class Broadcast(Rule):
+    """Outputs of shape (N, 1) beside targets of shape (N,): every output meets every target."""
+
+    codes = ("loss-output-mismatch",)
+    needs = ("outputs", "targets", "loss")
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        for batch in case.run.batches:
+            shapes = [batch.shapes.get(name, ()) for name in ("outputs", "targets")]
+            if not _broadcasts(*shapes) or "targets" in batch.integers:
+                continue
+            confidence = self._confidence(batch)
+            if confidence > 0:
+                yield mismatch(
+                    f"outputs of shape {shapes[0]} and targets of shape {shapes[1]} are "
+                    "broadcast to "
+                    "a square: every output is pulled to the mean of all targets",
+                    ("targets = targets.unsqueeze(1)", "or outputs = outputs.squeeze(1)"),
+                    confidence,
+                    Measure("rows", shapes[0][0]),
+                )
+                return
+
+    def _confidence(self, batch: Batch) -> float:
+        """Return 0 where the loss is that of rows side by side."""
+        if batch.loss is None or not batch.shapes or batch.outputs is None or batch.targets is None:
+            return 0.8
+        outputs, targets = batch.outputs.ravel(), batch.targets.ravel()
+        if len(outputs) != len(targets):
+            return 0.8
+        square = outputs[:, None] - targets[None, :]
+        for power in (1, 2):
+            aligned = np.mean(np.abs(outputs - targets) ** power)
+            crossed = np.mean(np.abs(square) ** power)
+            if abs(crossed - batch.loss) <= LOSS_TOLERANCE * abs(batch.loss):
+                return 0.98
+            if abs(aligned - batch.loss) <= LOSS_TOLERANCE * abs(batch.loss):
+                return 0.0
+        return 0.8
+
+
+def _broadcasts(outputs: tuple[int, ...], targets: tuple[int, ...]) -> bool:
+    if len(outputs) == len(targets) or not outputs or not targets or outputs[0] < 2:
+        return False
+    longer, shorter = sorted((outputs, targets), key=len, reverse=True)
+    return longer[-1] == 1 and longer[:-1] == shorter
+
+
+@dataclass(frozen=True)
+class Rearranged(Rule):
+    """Logits of a sequence whose class and time were exchanged by a view, not by a transpose.
+
+    Told by the loss: it is not that of the logits beside their targets, but that of the same
+    numbers read in the other order.
+    """
+
+    codes = ("loss-output-mismatch",)
+    needs = ("outputs", "targets", "loss")
+
+    agree: float = 0.8
+    """Share of the samples whose loss has to be that of the other order."""
+
+    min_samples: int = 4
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        task = case.task
+        if task.kind != "classes" or task.loss is not None or len(task.paired) < self.min_samples:
+            return
+        agree = [self._agrees(batch) for batch in task.paired]
+        if np.mean(agree) > self.agree:
+            yield mismatch(
+                "the loss is that of logits whose numbers have been read in another order: a view "
+                "or reshape has exchanged the dimensions of class and time without moving a number",
+                ("logits.transpose(1, 2) in place of view or reshape",),
+                0.95,
+                Measure("samples whose loss is that of the other order", float(np.mean(agree)),
+                        "of all", threshold=self.agree),
+            )  # fmt: skip
+
+    def _agrees(self, batch: Batch) -> bool:
+        """Whether the loss is that of each sequence's numbers in the other order.
+
+        Within four standard errors: a sample holds the first sequences of its batch.
+        """
+        shape, wanted = (batch.shapes.get(name, ()) for name in ("outputs", "targets"))
+        if len(shape) != 3 or len(wanted) != 2 or batch.loss is None:
+            return False
+        assert batch.outputs is not None
+        assert batch.targets is not None
+        n_steps, n_classes = wanted[1], batch.outputs.shape[1]
+        count = len(batch.outputs) // n_steps
+        targets = batch.targets[: count * n_steps].astype(int)
+        if count < 2 or n_steps == 1 or targets.min() < 0 or targets.max() >= n_classes:
+            return False
+        logits = batch.outputs[: count * n_steps].reshape(count, n_steps, n_classes)
+        if shape[2] == n_classes:  # seen as (N, T, C), read as (N, C, T)
+            other = logits.reshape(count, n_classes, n_steps).swapaxes(1, 2)
+        else:
+            other = logits.swapaxes(1, 2).reshape(count, n_steps, n_classes)
+        losses = LOSSES["cross-entropy"](other.reshape(-1, n_classes), targets)
+        error = 0.0 if batch.is_whole else 4 * losses.std() / np.sqrt(len(losses))
+        return bool(abs(losses.mean() - batch.loss) <= LOSS_TOLERANCE * abs(batch.loss) + error)
