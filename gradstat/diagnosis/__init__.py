@@ -74,6 +74,7 @@ RULES: tuple[Rule, ...] = (
     outcome.ConstantPredictions(),
     outcome.NothingComesIn(),
     targets.RandomTargets(),
+    targets.Contradictions(),
     targets.NoisyTraining(),
     outcome.Overfitting(),
     outcome.Underfitting(),

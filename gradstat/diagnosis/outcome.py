@@ -162,6 +162,12 @@ class Overfitting(Rule):
     matters: float = 0.5
     """Validation loss over that of a guess, from which it is more than information."""
 
+    matters_by_heart: float = 0.3
+    """The same where hardly any training loss is left."""
+
+    by_heart: float = 50.0
+    """Validation over training loss from which that is so."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         val, shape = case.run.val_loss, case.loss
         if val is None or shape is None or len(val.finite) < 4:
@@ -182,7 +188,8 @@ class Overfitting(Rule):
             return
         chance = case.task.val_chance
         guess = chance if chance is not None else median(values[:2])
-        matters = last > self.matters * guess
+        is_by_heart = last > self.by_heart * train
+        matters = last > (self.matters_by_heart if is_by_heart else self.matters) * guess
         is_comparable = 0.1 < began < 10  # the one may hold a penalty that the other does not
         lost = last > 10 * train or (last > 5 * train and rise > self.rise / 3)
         if rise < self.rise and not (matters and is_comparable and lost):

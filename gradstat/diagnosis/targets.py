@@ -243,6 +243,59 @@ class RandomTargets(Rule):
 
 
 @dataclass(frozen=True)
+class Contradictions(Rule):
+    """Rows of inputs that come again with another class."""
+
+    codes = ("bad-targets",)
+    needs = ("inputs", "targets")
+
+    share: float = 0.25
+    """Share of the rows that come again whose class is not the same each time, at least."""
+
+    min_rows: int = 16
+    """Rows that come again, at least."""
+
+    features: int = 8
+    """Numbers in a row, at least: a few may be alike in rows that are not."""
+
+    left: float = 0.3
+    """Share of a guess's loss that is left, at least."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        if case.task.kind != "classes" or case.left is None or case.left < self.left:
+            return
+        classes: dict[bytes, list[float]] = {}
+        for batch in case.run.batches:
+            rows, targets = batch.inputs, batch.targets
+            if rows is None or targets is None or "inputs" in batch.integers:
+                continue
+            if targets.ndim != 1 or batch.shapes["targets"] != batch.shapes["inputs"][:1]:
+                continue
+            if rows[0].size < self.features or np.unique(targets).size == targets.size:
+                return  # a class of its own for each row of a batch says which rows are pairs
+            for row, target in zip(rows, targets, strict=False):
+                classes.setdefault(row.tobytes(), []).append(float(target))
+        again = [found for found in classes.values() if len(found) > 1]
+        differ = sum(len(set(found)) > 1 for found in again)
+        if len(again) < self.min_rows or differ < self.share * len(again):
+            return
+        yield Finding(
+            "bad-targets",
+            "error",
+            0.92,
+            f"{differ / len(again):.0%} of the inputs that come again have another class than "
+            "before: no model can be right about both",
+            (
+                "look at some of them: which of their labels is right?",
+                "check that inputs and targets are shuffled together",
+            ),
+            (Measure("inputs whose class changes", differ / len(again), "of those that come again",
+                     threshold=self.share),),
+            "Northcutt et al. 2021, 1911.00068",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class NoisyTraining(Rule):
     """A training loss that stays far above the validation loss: labels that only training has."""
 
@@ -254,8 +307,8 @@ class NoisyTraining(Rule):
     larger."""
 
     left: float = 0.5
-    """Share of a guess's loss that is left in training and in validation, at least: labels of a
-    small share that are wrong do no harm."""
+    """Share of a guess's loss that is left in training, at least: labels of a small share that are
+    wrong do no harm."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         shape, val, model = case.loss, case.run.val_loss, case.run.model
@@ -263,10 +316,12 @@ class NoisyTraining(Rule):
             return
         if case.task.val_chance is None or case.left is None or case.left < self.left:
             return
-        if model is None or model.dropout > 0 or shape.still_falls:
+        if model is None or model.dropout > 0:
             return
+        # Validation comes at the end of an epoch, when a loss that falls has come further.
+        train = shape.last + (0.3 * shape.trend if shape.still_falls else 0.0)
         last = median(val.finite[-max(1, len(val.finite) // 5) :])
-        if last > self.ratio * shape.last or last < self.left * case.task.val_chance:
+        if last > self.ratio * train:
             return
         rows = [row.tobytes() for row in input_rows(case)]
         if len(set(rows)) == len(rows):  # no row comes again: augmentation or mixup makes them hard
@@ -282,7 +337,7 @@ class NoisyTraining(Rule):
                 "if training inputs are distorted (augmentation, mixup), distort them less",
             ),
             (
-                Measure("validation over training loss", last / shape.last, threshold=self.ratio),
+                Measure("validation over training loss", last / train, threshold=self.ratio),
                 Measure("training loss over a guess", case.left, threshold=self.left),
                 Measure("different rows of inputs", len(set(rows)), f"of {len(rows)}"),
             ),
