@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradstat.diagnosis import (
+    content,
     data,
     fit,
     flow,
@@ -36,6 +37,9 @@ __all__ = ["RULES", "Case", "Evidence", "Finding", "Rule", "coverage", "diagnose
 RULES: tuple[Rule, ...] = (
     data.NonfiniteInputs(),
     data.InputScale(),
+    content.HardlyDiffer(),
+    content.OneToken(),
+    content.WrongAxis(),
     data.Unshuffled(),
     targets.TargetScale(),
     targets.Leak(),

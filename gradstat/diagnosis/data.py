@@ -30,7 +30,7 @@ def input_rows(case: Case) -> Floats:
     return rows if is_finite else rows[np.isfinite(rows).all(-1)]
 
 
-def _deviations(rows: Floats) -> Floats:
+def feature_deviations(rows: Floats) -> Floats:
     """Return the standard deviation of each column, exactly 0 where all rows are the same."""
     centred = rows - rows[0]
     centred -= centred.sum(0) / len(rows)
@@ -92,7 +92,7 @@ class InputScale(Rule):
         if rows.shape[0] < 2:
             return
         rms = float(np.sqrt(np.vdot(rows, rows) / rows.size))
-        deviations = _deviations(rows)
+        deviations = feature_deviations(rows)
         if not deviations.any():
             yield self._finding(
                 "every sampled row of the inputs is the same, so nothing can be told from them",

@@ -26,18 +26,20 @@ that is itself the fault."""
 def shrunk_weights(case: Case) -> bool:
     """Whether weight decay has erased the weights.
 
-    They have come down to a twentieth, or nearer to zero; or decay alone would have taken them
-    there, as it does where it is not scaled with the gradient.
+    They have come down to a twentieth, or nearer to zero, by a strong one to a half; or decay alone
+    would have taken them there, as it does where it is not scaled with the gradient.
     """
     run, optimizer = case.run, case.run.optimizer
     if optimizer is None or optimizer.weight_decay == 0 or len(run.probes.steps) < 4:
         return False
-    if not optimizer.is_adaptive or optimizer.name == "AdamW":
-        is_strong = optimizer.weight_decay >= STRONG_DECAY
-        if is_strong and float(run.probes.lrs.mean()) * optimizer.weight_decay * run.step > 3:
-            return True
+    is_strong = optimizer.weight_decay >= STRONG_DECAY
+    is_decoupled = not optimizer.is_adaptive or optimizer.name == "AdamW"
+    alone = float(run.probes.lrs.mean()) * optimizer.weight_decay * run.step
+    if is_strong and is_decoupled and alone > 3:
+        return True
     rms = run.probes.weight_rms[:, run.dimensions >= 2]
-    return bool(rms.size and (rms[-1] < rms[0] / 20).mean() > 0.5)
+    least = rms[0] / (2 if is_strong else 20) if rms.size else rms
+    return bool(rms.size and (rms[-1] < least).mean() > 0.5)
 
 
 def schedule_has_ended(case: Case) -> bool:
