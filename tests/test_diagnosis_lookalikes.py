@@ -101,6 +101,33 @@ def _() -> gradstat.Monitor:
     return train(model, (x * 5e-3, y), cross_entropy)
 
 
+@like("HardlyDiffer")
+def _() -> gradstat.Monitor:
+    """Pixels of which a few in the middle differ, beside weights that make up for it."""
+    x, y = classes()
+    model = net()
+    with torch.no_grad():
+        model[0].weight.mul_(20)  # type: ignore[operator, union-attr]
+    return train(model, (1 + 0.03 * x, y), cross_entropy, steps=400)
+
+
+@like("OneToken")
+def _() -> gradstat.Monitor:
+    """Short words in long rows of padding, and what they say is learnt."""
+    words = torch.where(torch.arange(12) < 3, torch.randint(1, 20, (ROWS, 12)), 0)
+    model = nn.Sequential(nn.EmbeddingBag(20, 16, mode="sum", padding_idx=0), nn.Linear(16, 2))
+    return train(model, (words, (words[:, 0] > 9).long()), cross_entropy, steps=400)
+
+
+@like("WrongAxis")
+def _() -> gradstat.Monitor:
+    """Recordings, each standardised by itself."""
+    phase = torch.rand(ROWS, 1) * math.tau
+    x = torch.sin(torch.arange(24) * 0.5 * torch.randint(1, 4, (ROWS, 1)) + phase)
+    y = (x[:, 0] > 0).long()
+    return train(net(24, 2), ((x - x.mean(1, True)) / x.std(1, keepdim=True), y), cross_entropy)
+
+
 @like("Unshuffled")
 def _() -> gradstat.Monitor:
     """Batches of two classes of six, as for metric learning."""
@@ -156,6 +183,21 @@ def _() -> gradstat.Monitor:
     """A sigmoid before the loss that takes it."""
     model = nn.Sequential(*net(n_out=1), nn.Sigmoid())
     return train(model, binary(), functional.binary_cross_entropy)
+
+
+@like("CutLogits")
+def _() -> gradstat.Monitor:
+    """Rectified features below the last layer."""
+    model = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 3))
+    return train(model, classes(), cross_entropy)
+
+
+@like("Rearranged")
+def _() -> gradstat.Monitor:
+    """Logits of each step, transposed to what the loss takes."""
+    x = torch.randn(ROWS, 4, 8)
+    y = (x @ torch.randn(8, 3)).argmax(-1)
+    return train(net(), (x, y), lambda o, t: cross_entropy(o.transpose(1, 2), t))
 
 
 @like("TargetsBeyondProbability")
@@ -408,6 +450,14 @@ def _() -> gradstat.Monitor:
     x, y = classes(6)
     return train(nn.Linear(8, 6), (x, y), cross_entropy, val=(x, y), steps=400,
                  distort=lambda x: 0.6 * x + 0.4 * x.roll(1, 0))  # fmt: skip
+
+
+@like("Contradictions")
+def _() -> gradstat.Monitor:
+    """A few labels in a hundred that change, as after a second opinion."""
+    x, y = classes(6)
+    other = torch.where(torch.rand(ROWS) < 0.05, torch.randint(6, (ROWS,)), y)
+    return train(nn.Linear(8, 6), (x.repeat(2, 1), torch.cat([y, other])), cross_entropy)
 
 
 @like("NothingComesIn")

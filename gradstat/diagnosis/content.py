@@ -58,11 +58,11 @@ class OneToken(Rule):
     share: float = 0.6
     """Share of the commonest id, at least."""
 
-    skill: float = 0.1
-    """Skill at most."""
+    left: float = 0.9
+    """Share of a guess's loss that is left, at least."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
-        if not _are_tokens(case) or case.learns or case.skill is None or case.skill > self.skill:
+        if not _are_tokens(case) or case.learns or case.left is None or case.left < self.left:
             return
         rows = input_rows(case)
         if not any(layer.is_embedding for layer in case.run.layers) or not rows.size:

@@ -310,6 +310,10 @@ class NoisyTraining(Rule):
     """Share of a guess's loss that is left in training, at least: labels of a small share that are
     wrong do no harm."""
 
+    different: float = 0.95
+    """Share of the rows of inputs that are different, at most: those that come again are not made
+    anew each time."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         shape, val, model = case.loss, case.run.val_loss, case.run.model
         if shape is None or val is None or len(val.finite) < 3 or case.task.kind != "classes":
@@ -324,7 +328,7 @@ class NoisyTraining(Rule):
         if last > self.ratio * train:
             return
         rows = [row.tobytes() for row in input_rows(case)]
-        if len(set(rows)) == len(rows):  # no row comes again: augmentation or mixup makes them hard
+        if len(set(rows)) > self.different * len(rows):  # augmentation or mixup makes them hard
             return
         yield Finding(
             "bad-targets",

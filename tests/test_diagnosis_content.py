@@ -1,0 +1,124 @@
+"""What the rules say of what inputs, targets and logits hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diagnosed_runs import ROWS, Reader, classes, net, numbers, raised, signs, train
+from torch import Tensor, nn
+from torch.nn import functional
+
+cross_entropy = functional.cross_entropy
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+# ---- inputs --------------------------------------------------------------------------------------
+
+
+def test_inputs_divided_by_their_range_twice_are_named() -> None:
+    x, y = classes()
+    monitor = train(net(), ((x.clamp(0, 1) / 255 - 0.5) / 0.5, y), cross_entropy)
+    assert raised(monitor)[0] == "bad-inputs"
+
+
+def test_words_that_are_all_unknown_are_named() -> None:
+    words = torch.randint(1, 20, (ROWS, 8))
+    y = (words[:, 0] > 9).long()
+    model = nn.Sequential(nn.Embedding(20, 8), nn.Flatten(), nn.Linear(64, 2))
+    few = torch.where(torch.rand(words.shape) < 0.95, 1, words)
+    assert raised(train(model, (few, y), cross_entropy))[0] == "bad-inputs"
+
+
+def test_a_table_standardised_row_by_row_is_named() -> None:
+    x, y = classes()
+    table = x * torch.logspace(-2, 2, 8) + torch.logspace(-1, 3, 8)
+    rows = (table - table.mean(1, True)) / table.std(1, keepdim=True)
+    assert raised(train(net(), (rows, y), cross_entropy, steps=200))[0] == "bad-inputs"
+
+
+# ---- targets -------------------------------------------------------------------------------------
+
+
+def test_rows_that_come_again_with_another_class_are_named() -> None:
+    x, y = classes()
+    both = (x.repeat(2, 1), torch.cat([y, (y + 1) % 3]))
+    found = raised(train(net(), both, cross_entropy, steps=200))
+    assert found[0] == "bad-targets"
+
+
+def test_labels_random_in_half_are_named_though_validation_is_right() -> None:
+    x, y = classes()
+    noisy = torch.where(torch.rand(ROWS) < 0.6, torch.randint(3, (ROWS,)), y)
+    monitor = train(net(), (x, noisy), cross_entropy, val=(x, y), steps=300)
+    assert raised(monitor)[0] == "bad-targets"
+
+
+# ---- logits --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("last", [nn.ReLU(), nn.Tanh()])
+def test_a_last_activation_that_cuts_logits_is_named(last: nn.Module) -> None:
+    x, y = classes(6)
+    monitor = train(nn.Sequential(*net(8, 6), last), (3 * x, y), cross_entropy, steps=200)
+    (found,) = [f for f in monitor.diagnose() if f.code == "loss-output-mismatch"]
+    assert type(last).__name__.lower() in found.explanation.lower()
+
+
+@pytest.mark.parametrize("is_channel_first", [False, True])
+def test_logits_read_in_another_order_are_named(is_channel_first: bool) -> None:
+    x = torch.randn(ROWS, 4, 8)
+    y = (x @ torch.randn(8, 3)).argmax(-1)
+
+    class Model(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = super().forward(x)
+            return logits.transpose(1, 2).contiguous() if is_channel_first else logits
+
+    def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+        if is_channel_first:
+            return cross_entropy(outputs.reshape(-1, 3), targets.flatten())
+        return cross_entropy(outputs.reshape(-1, 3, 4), targets)
+
+    monitor = train(Model(*net()), (x, y), loss_fn, steps=150)
+    assert raised(monitor)[0] == "loss-output-mismatch"
+    assert "another order" in monitor.diagnose()[0].explanation
+
+
+# ---- steps ---------------------------------------------------------------------------------------
+
+
+def test_adaptive_steps_that_lead_nowhere_in_a_still_loss_are_too_small() -> None:
+    model = net()
+    monitor = train(model, classes(), cross_entropy, see=("loss",),
+                    optimizer=torch.optim.Adam(model.parameters(), 1e-5))  # fmt: skip
+    assert raised(monitor)[0] == "lr-too-low"
+
+
+def test_recurrent_weights_that_start_at_nothing_forget_short_sequences() -> None:
+    model = Reader()
+    nn.init.normal_(model.reader.weight_hh_l0, std=0.005)  # type: ignore[arg-type]
+    monitor = train(model, signs(12, 0), cross_entropy, steps=200)
+    assert raised(monitor)[0] == "vanishing-gradient"
+
+
+def test_gradients_a_million_times_the_weights_are_named_though_the_loss_falls() -> None:
+    x, y = numbers()
+    model = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), *(nn.Linear(24, 24) for _ in range(6)),
+                          nn.Linear(24, 1))  # fmt: skip
+    with torch.no_grad():
+        for layer in model[2:]:  # type: ignore[union-attr]
+            layer.weight.mul_(8)
+    monitor = train(model, (x, y), functional.mse_loss, see=("loss",), steps=200)
+    assert "exploding-gradient" in raised(monitor)
+
+
+def test_few_rows_that_are_learnt_by_heart_overfit() -> None:
+    """A validation loss of two fifths of a guess's is no good beside one of next to nothing."""
+    x, y = classes()
+    model = nn.Sequential(nn.Linear(8, 256), nn.ReLU(), nn.Linear(256, 3))
+    monitor = train(model, (x[:24], y[:24]), cross_entropy, val=(x[24:], y[24:]), steps=400)
+    assert raised(monitor) == ["overfitting"]
