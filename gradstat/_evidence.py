@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cache
+from operator import is_
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,9 +79,26 @@ def curve_of(observations: Iterable[Observation]) -> Curve:
     return Curve(steps, values)
 
 
-def probes_of(kept: Sequence[Probe], n_layers: int) -> Probes:
-    """Return the finished probes as arrays. Synchronises once for each kind of table."""
-    done = [probe for probe in kept if probe.changes is not None]
+class ProbeArrays:
+    """The probes as arrays with what follows from them, kept until there is another probe."""
+
+    def __init__(self) -> None:
+        self._done: list[Probe] = []
+        self._n_layers = 0
+        self._arrays: Probes | None = None
+
+    def of(self, kept: Sequence[Probe], n_layers: int) -> Probes:
+        """Return those that are finished. Where they are new, synchronises as `probes_of` does."""
+        done = [probe for probe in kept if probe.changes is not None]
+        is_known = n_layers == self._n_layers and len(done) == len(self._done)
+        if self._arrays is None or not (is_known and all(map(is_, done, self._done))):
+            self._done, self._n_layers = done, n_layers
+            self._arrays = probes_of(done, n_layers)
+        return self._arrays
+
+
+def probes_of(done: Sequence[Probe], n_layers: int) -> Probes:
+    """Return finished probes as arrays. Synchronises once for each kind of table."""
 
     def stacked(tables: list[Tensor | None], n_rows: int) -> Floats:
         """Return tables without their totals; the numbers of a column lie together, as before."""

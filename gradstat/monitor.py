@@ -14,10 +14,10 @@ from gradstat._accumulation import Accumulation
 from gradstat._dead_units import DeadUnits, dead_units_of
 from gradstat._evidence import (
     Facts,
+    ProbeArrays,
     batch_of,
     curve_of,
     facts_of,
-    probes_of,
     sites_of,
 )
 from gradstat._loss_scale import OverflowCount
@@ -46,9 +46,10 @@ class Monitor(Readings):
     Memory is bounded, however long the run. A table is ``(parameters + 1) * 12 * 8`` bytes, on the
     device of the gradients; 48 KB for 500 parameters. There are ``window`` of them for gradients,
     and as many again for ``weights`` and for ``updates`` each. Diagnosis keeps up to 40 probed
-    steps of three tables, four where a parameter has more than 65536 elements. ``updates`` holds
-    a copy of the parameters during a recorded step, and a probe up to 65536 elements of each. What
-    `observe` and `ActivationMonitor` keep is said there.
+    steps of three tables, four where a parameter has more than 65536 elements, and from the first
+    diagnosis on as much again on the host. ``updates`` holds a copy of the parameters during a
+    recorded step, and a probe up to 65536 elements of each. What `observe` and `ActivationMonitor`
+    keep is said there.
 
     Numbers and arrays are read from the device: their properties wait for a CUDA device, and no
     step does. A copy (`copy.deepcopy`, pickle) keeps what is known now and follows no optimizer.
@@ -74,6 +75,7 @@ class Monitor(Readings):
         self._activations = activations
         self._first_activations: ActivationTable | None = None
         self._probes = probes
+        self._arrays = ProbeArrays()
         self._observations = Observations(recorder.length)
         self._callbacks: list[Callable[[Monitor], Any]] = []
 
@@ -172,7 +174,7 @@ class Monitor(Readings):
         return Evidence(
             step=self.step,
             layers=facts.layers,
-            probes=probes_of(self._probes.kept if fits else (), len(facts.layers)),
+            probes=self._arrays.of(self._probes.kept if fits else (), len(facts.layers)),
             recent_steps=self.recorded_steps,
             recent_nonfinite=self._recent_nonfinite(),
             first_nonfinite=self._recorder.first_nonfinite,
@@ -270,6 +272,7 @@ class Monitor(Readings):
         return self.__dict__ | {
             "_callbacks": [],
             "_source": self._facts(),
+            "_arrays": ProbeArrays(),
             "_watched": None,
             "log": None,
         }

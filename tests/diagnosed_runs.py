@@ -46,6 +46,34 @@ def signs(length: int, at: int) -> tuple[Tensor, Tensor]:
     return x, (x[:, at, 0] > 0).long()
 
 
+def binary() -> tuple[Tensor, Tensor]:
+    x = torch.randn(ROWS, 8)
+    return x, (x @ torch.randn(8, 1) > 0).float()
+
+
+def fit(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batch: Callable[[int], tuple[Tensor, Tensor]],
+    steps: int = 150,
+    each: int = 1,
+) -> gradstat.Monitor:
+    """Train on the batches of a function, with a step of the optimizer after ``each``."""
+    attached = gradstat.attach(torch.optim.Adam(model.parameters(), 0.01), model, diagnose=None)
+    monitor: gradstat.Monitor = attached.gradstat  # type: ignore[attr-defined]
+    for step in range(steps):
+        x, y = batch(step)
+        outputs = model(x)
+        loss = loss_fn(outputs, y)
+        monitor.observe(inputs=x, outputs=outputs, targets=y, loss=loss)
+        loss.backward()
+        if step % each == each - 1:
+            attached.step()
+            attached.zero_grad()
+    monitor._kept_alive = attached  # type: ignore[attr-defined]
+    return monitor
+
+
 def train(
     model: nn.Module,
     data: tuple[Tensor, Tensor],

@@ -211,7 +211,7 @@ def _class_counts(batches: list[Floats]) -> NDArray[np.int64]:
 def _entropies(counts: NDArray[np.int64]) -> Floats:
     """Return the entropy of each row of counts, in nat."""
     shares = counts / counts.sum(-1, keepdims=True)
-    entropies: Floats = -(shares * np.log(np.where(shares > 0, shares, 1.0))).sum(-1)
+    entropies: Floats = np.abs((shares * np.log(np.where(shares > 0, shares, 1.0))).sum(-1))
     return entropies
 
 
