@@ -122,3 +122,16 @@ def test_few_rows_that_are_learnt_by_heart_overfit() -> None:
     model = nn.Sequential(nn.Linear(8, 256), nn.ReLU(), nn.Linear(256, 3))
     monitor = train(model, (x[:24], y[:24]), cross_entropy, val=(x[24:], y[24:]), steps=400)
     assert raised(monitor) == ["overfitting"]
+
+
+def test_gradients_of_which_a_share_alone_is_kept_are_sparse() -> None:
+    model = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), *net(64))
+
+    def keep_largest(gradient: Tensor) -> Tensor:
+        kept = max(1, gradient.numel() // 50)
+        return gradient * (gradient.abs() >= gradient.abs().flatten().topk(kept).values[-1])
+
+    for parameter in model.parameters():
+        parameter.register_hook(keep_largest)
+    monitor = train(model, classes(), cross_entropy, see=("loss",), steps=200)
+    assert raised(monitor) == ["sparse-gradients"]

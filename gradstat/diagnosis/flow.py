@@ -310,6 +310,13 @@ class SparseGradients(Rule):
     visits: float = 20.0
     """Steps that have had a gradient for an element, on average, at most."""
 
+    many: int = 3
+    """Weights whose gradients are all sparse, from which that is not what goes through them."""
+
+    alike: float = 0.02
+    """Largest share of zeros of a weight's gradient less the smallest, up to which they were made
+    so by the same share."""
+
     moved: float = 0.3
     """Share of its own size that an element could have moved in these steps, at most: what moves
     far in a few steps has an optimizer that makes up for it."""
@@ -332,6 +339,16 @@ class SparseGradients(Rule):
             yield self._finding(
                 case, [last], zero, "most of the last layer's units take no part in the loss",
                 ("check what the loss leaves out: a slice, a mask, a clamp",), 0.8,
+            )  # fmt: skip
+            return
+        of_matrices = zero[run.matrices]
+        if sparse[run.matrices].sum() >= self.many and np.ptp(of_matrices) < self.alike:
+            yield self._finding(
+                case, list(run.matrices), zero,
+                "the same small share of every weight's gradient is not 0: something drops the "
+                "rest",
+                ("look between backward() and step() for what keeps the largest elements alone, "
+                 "and let it add what it drops to the next step's (error feedback)",), 0.75,
             )  # fmt: skip
             return
         alive = np.maximum(1 - zero, 0)
@@ -369,7 +386,8 @@ class SparseGradients(Rule):
                 Measure("median share of zeros", float(np.max(zero[places])), threshold=self.zero),
                 Measure("steps with a gradient for an element", visits, threshold=self.visits),
             ),
-            "Duchi et al. 2011, Adaptive Subgradient Methods, section 1; AutoTrainer",
+            "Duchi et al. 2011, Adaptive Subgradient Methods, section 1; Stich et al. 2018, "
+            "1809.07599; AutoTrainer",
             tuple(case.run.layers[i].name for i in places),
         )
 
