@@ -193,9 +193,7 @@ def costs(results: Sequence[dict[str, Any]]) -> str:
     return (
         f"Watching, observing and diagnosing took {ratio:.2f} times the wall time of the same run "
         f"without (median over the runs), and all runs together {watched / plain:.2f} times that "
-        f"of all without; {same} of {len(results)} runs ended with the same "
-        "weights, "
-        "bit for bit."
+        f"of all without; {same} of {len(results)} runs ended with the same weights, bit for bit."
     )
 
 

@@ -114,8 +114,7 @@ class InputScale(Rule):
         if rms > self.large:
             yield self._finding(
                 f"the inputs are {rms:.3g} in size where initialisations assume about 1: "
-                "first-layer "
-                "sums saturate units and gradients grow with the inputs",
+                "first-layer sums saturate units and gradients grow with the inputs",
                 (
                     "divide inputs by 255"
                     if rows.min() >= 0 and 100 < rows.max() <= 255
@@ -186,9 +185,8 @@ class Unshuffled(Rule):
                 "class-imbalance",
                 "info" if case.learns else "error",
                 0.96,
-                "each batch holds hardly more than one class: the data is sorted and not "
-                "shuffled, so "
-                "every stretch of steps unlearns the one before",
+                "each batch holds hardly more than one class: the data is sorted and not shuffled, "
+                "so every stretch of steps unlearns the one before",
                 ("shuffle: DataLoader(..., shuffle=True)", "check that the order is drawn anew"),
                 (
                     Measure("entropy of a batch over that of all", share, threshold=self.within),
@@ -257,9 +255,8 @@ class Imbalance(Rule):
             "class-imbalance",
             "warning",
             certainty,
-            f"one class makes up {shares[0]:.0%} of the targets, and the model does no better "
-            "than to give "
-            "that answer always",
+            f"one class makes up {shares[0]:.0%} of the targets, and the model does no better than "
+            "to give that answer always",
             (
                 "weight the loss by class (CrossEntropyLoss(weight=...), BCEWithLogitsLoss("
                 "pos_weight=...))",

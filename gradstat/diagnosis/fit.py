@@ -61,9 +61,8 @@ class ProbabilitiesAsLogits(Rule):
             )
         if task.loss.name == "cross-entropy" and all(map(are_probabilities, outputs)):
             yield mismatch(
-                "the outputs are probabilities already, and the cross-entropy takes the softmax "
-                "of them "
-                "once more: gradients shrink, and the loss cannot get near 0",
+                "the outputs are probabilities already, and the cross-entropy takes the softmax of "
+                "them once more: gradients shrink, and the loss cannot get near 0",
                 ("remove the softmax and give the loss the logits",),
                 0.97,
                 Measure(
@@ -105,9 +104,8 @@ class ProbabilitiesAsLogits(Rule):
             )  # fmt: skip
         if task.loss.name == "bce-with-logits" and in_range and n_values >= 32:
             yield mismatch(
-                "the outputs lie between 0 and 1, as after a sigmoid, and BCEWithLogitsLoss "
-                "takes the "
-                "sigmoid of them once more: no answer below one half can be given",
+                "the outputs lie between 0 and 1, as after a sigmoid, and BCEWithLogitsLoss takes "
+                "the sigmoid of them once more: no answer below one half can be given",
                 ("remove the sigmoid and give the loss the logits", "or use BCELoss"),
                 0.95,
                 Measure("smallest output", min(float(o.min()) for o in outputs), threshold=0.0),
@@ -185,8 +183,7 @@ class TargetsBeyondProbability(Rule):
         if outside >= self.beyond:
             yield mismatch(
                 "the targets of a binary cross-entropy lie outside of [0, 1]: the loss has no "
-                "lower "
-                "bound, and outputs grow for ever",
+                "lower bound, and outputs grow for ever",
                 ("give it 0 and 1: targets = (targets > 0).float()",),
                 0.97,
                 Measure("share of targets outside", outside, threshold=self.beyond),
@@ -212,8 +209,7 @@ class LogitsAsLogProbabilities(Rule):
         if off and median(off) > 0.05:
             yield mismatch(
                 "NLLLoss is given outputs that are no log-probabilities: it can fall for ever "
-                "without "
-                "any answer getting better",
+                "without any answer getting better",
                 ("use CrossEntropyLoss on the logits", "or end the model with log_softmax"),
                 0.96,
                 Measure("log of a row's sum of exp", median(off), "nat", threshold=0.05),
@@ -263,9 +259,8 @@ class OneUnitSoftmax(Rule):
         by_class = task.kind == "classes" and task.n_classes == 1
         if all((array == 1).all() for array in arrays):
             yield mismatch(
-                "the only output is exactly 1 for every row: a softmax over one unit is 1 "
-                "whatever goes in, "
-                "and no gradient comes back",
+                "the only output is exactly 1 for every row: a softmax over one unit is 1 whatever "
+                "goes in, and no gradient comes back",
                 ("use a sigmoid in place of the softmax", "with BCEWithLogitsLoss use neither"),
                 0.97,
                 Measure("outputs that are exactly 1", 1.0, "share"),
@@ -320,8 +315,7 @@ class OutputRange(Rule):
                 continue
             yield mismatch(
                 f"the outputs stay in [{low:g}, {high:g}], as after {name}, and {outside:.0%} of "
-                "the "
-                "targets lie outside: they can never be met",
+                "the targets lie outside: they can never be met",
                 ("remove the last activation", "or scale the targets into its range"),
                 0.93,
                 Measure("share of targets out of reach", outside, threshold=self.beyond),
@@ -343,8 +337,7 @@ class OutputRange(Rule):
         ):
             yield mismatch(
                 f"no output is ever negative, as after softplus or exp, and {below:.0%} of the "
-                "targets "
-                "are: they can never be met",
+                "targets are: they can never be met",
                 ("remove the last activation", "or scale the targets to be positive"),
                 0.85,
                 Measure("share of targets out of reach", below, threshold=self.far_beyond),

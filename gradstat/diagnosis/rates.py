@@ -263,8 +263,7 @@ class TooLow(Rule):
             "warning",
             confidence,
             f"a step changes the weights by {usual:.1g} of their size; all {run.step} steps "
-            "together "
-            f"could not have moved them by more than {reach:.1g}",
+            f"together could not have moved them by more than {reach:.1g}",
             (
                 "multiply lr by 10 until the update is about 1e-3 of the weights",
                 "check that clipping, weight decay or a scheduler does not shrink the step",

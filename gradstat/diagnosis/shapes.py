@@ -29,9 +29,8 @@ class Broadcast(Rule):
             confidence = self._confidence(batch)
             if confidence > 0:
                 yield mismatch(
-                    f"outputs of shape {shapes[0]} and targets of shape {shapes[1]} are "
-                    "broadcast to "
-                    "a square: every output is pulled to the mean of all targets",
+                    f"outputs of shape {shapes[0]} and targets of shape {shapes[1]} are broadcast "
+                    "to a square: every output is pulled to the mean of all targets",
                     ("targets = targets.unsqueeze(1)", "or outputs = outputs.squeeze(1)"),
                     confidence,
                     Measure("rows", shapes[0][0]),

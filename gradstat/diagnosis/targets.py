@@ -44,9 +44,8 @@ class TargetScale(Rule):
                 "bad-targets",
                 "error" if rms > 10 * self.large else "warning",
                 0.91 if task.loss is not None else 0.6,
-                f"the targets are {rms:.3g} in size and the first outputs {outputs:.2g}: the "
-                "loss and its "
-                "gradients start out of proportion to the weights",
+                f"the targets are {rms:.3g} in size and the first outputs {outputs:.2g}: the loss "
+                "and its gradients start out of proportion to the weights",
                 (
                     "standardise the targets: (y - mean) / std over the training set, and undo it "
                     "when predicting",

@@ -40,8 +40,7 @@ class NoGradient(Rule):
         if model is not None and model.n_own == 0 and model.n_strangers:
             yield self._finding(
                 "none of the optimizer's parameters belong to the model: it was built before the "
-                "model was "
-                "replaced or copied, and trains one that nobody uses",
+                "model was replaced or copied, and trains one that nobody uses",
                 (
                     "make the optimizer after the model is final: optimizer = "
                     "...(model.parameters())",
@@ -83,8 +82,7 @@ class NoGradient(Rule):
         elif model is not None and model.forgotten:
             yield self._finding(
                 f"{len(model.forgotten)} parameters of the model get gradients, but no optimizer "
-                "has "
-                "changed them",
+                "has changed them",
                 ("give the optimizer all of model.parameters(), or freeze what is to stay",),
                 0.9,
                 Measure("parameters forgotten", len(model.forgotten), threshold=1),
@@ -93,8 +91,7 @@ class NoGradient(Rule):
         elif self._are_all_zero(case):
             yield self._finding(
                 "every gradient is exactly 0 in every step: the loss does not depend on the "
-                "parameters "
-                "smoothly",
+                "parameters smoothly",
                 (
                     "look between model and loss for round, argmax, sign, a comparison or a "
                     "clamp: their derivative is 0",
@@ -113,8 +110,7 @@ class NoGradient(Rule):
                 matters = not case.learns or len(silent) >= self.many * len(matrices)
                 yield self._finding(
                     f"{len(silent)} weights require a gradient and never get one: they take no "
-                    "part "
-                    "in the loss",
+                    "part in the loss",
                     (
                         "look for detach() or no_grad() on the way from these layers to the loss",
                         "freeze them with requires_grad=False if that is meant",
@@ -248,9 +244,8 @@ class NoUpdate(Rule):
                 "parameters-not-updating",
                 "error" if lost[matrix & judged].mean() > 0.5 else "warning",
                 0.95 if in_half else 0.7 if exact else 0.6,
-                "the gradients are not zero, yet the parameters stay as they are: the step is "
-                "less than "
-                "half of the distance to the next number of their dtype",
+                "the gradients are not zero, yet the parameters stay as they are: the step is less "
+                "than half of the distance to the next number of their dtype",
                 (
                     "keep the parameters in fp32 and use autocast for the rest"
                     if in_half

@@ -181,8 +181,7 @@ class FirstLoss(Rule):
                 "error",
                 0.85,
                 f"the first loss is {ratio:.2g} times what a guess scores: the outputs start far "
-                "too "
-                "large, and the first steps go into making them small",
+                "too large, and the first steps go into making them small",
                 (
                     "initialise the last layer with a smaller gain, or with zeros",
                     "check the scale of the inputs",

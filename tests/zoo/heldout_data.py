@@ -12,11 +12,10 @@ from torch import Tensor
 
 ALPHABET = ".abcdefghijklmnopqrstuvwxyz"
 RHYME = (
-    "one for sorrow, two for joy, three for a girl, four for a boy, five for silver, six for "
-    "gold, seven for a secret never to be told. "
-    "the north wind doth blow, and we shall have snow, and what will the robin do then, poor "
-    "thing? he will sit in a barn, and keep himself warm, and hide his head under his wing, "
-    "poor thing. "
+    "one for sorrow, two for joy, three for a girl, four for a boy, five for silver, six for gold, "
+    "seven for a secret never to be told. the north wind doth blow, and we shall have snow, and "
+    "what will the robin do then, poor thing? he will sit in a barn, and keep himself warm, and "
+    "hide his head under his wing, poor thing. "
 ) * 6
 LETTERS = sorted(set(RHYME))
 
