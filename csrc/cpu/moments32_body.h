@@ -91,6 +91,10 @@ template <class Type, bool kSigned, int kSteps, class Beside>
 GRADSTAT_INLINE GroupSums sum_group(const typename Type::Element* at,
                                     typename Type::Extremes* extremes, const Beside& beside) {
   if constexpr (kSteps == 1) {
+    // Lines are met in the order of memory then, whatever order the compiler gives the loads of a
+    // group, and the processor's own prefetcher needs nothing else. Without, fp32 takes up to a
+    // quarter longer; with the lines 8 KB ahead instead, up to a tenth.
+    if (!Beside::kAsksAhead) prefetch<3>(at);
     const GroupSums sums = Type::template sum_step<kSigned>(at, extremes);
     beside.step(at);
     return sums;
@@ -157,10 +161,8 @@ struct F32 {
   }
   template <bool kSigned>
   GRADSTAT_INLINE static GroupSums sum_pair(const float* at, Extremes32* extremes) {
-    touch(at);
     const U first = load_f32(at);
     const U second = load_f32(at + kLanes);
-    touch(at + kLanes);
     for (int i = 0; i < 2; ++i) {
       const U bits = i == 0 ? first : second;
       const U magnitude = kSigned ? and_u32(bits, splat_u32(kMagnitudeMask)) : bits;
@@ -199,7 +201,6 @@ struct Wide16 {
   }
   template <bool kSigned>
   GRADSTAT_INLINE static GroupSums sum_register(const uint16_t* at, Extremes16* extremes) {
-    touch(at);
     const U raw = load_u16(at);
     extremes->add(kSigned ? and_u32(raw, splat_u16(0x7fff)) : raw);
     U first, second;
@@ -241,7 +242,6 @@ struct BF16 : Wide16<split_bf16> {
   template <bool kSigned>
   GRADSTAT_INLINE static GroupSums add_dots(const uint16_t* at, Extremes16* extremes,
                                             const GroupSums& sums) {
-    touch(at);
     const U raw = load_u16(at);
     const U magnitude = kSigned ? and_u32(raw, splat_u16(0x7fff)) : raw;
     extremes->add(magnitude);
@@ -259,10 +259,7 @@ inline void run_steps(const typename Type::Element* at, int64_t n, Lanes32* lane
   Lanes32 sums = *lanes;  // copies stay in registers
   Block32 counts = *block;
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    touch(at + i);
-    step<kCareful>(Type::load(at + i), &sums, &counts);
-  }
+  for (; i + kLanes <= n; i += kLanes) step<kCareful>(Type::load(at + i), &sums, &counts);
   if (i < n) {
     typename Type::Element tail[kLanes] = {};
     memcpy(tail, at + i, static_cast<size_t>(n - i) * sizeof *at);

@@ -46,7 +46,7 @@ inline void run_block(const double* at, int64_t n, Range range, Lanes64* lanes, 
   D sq_sum = lanes->sq_sum[range];
   int64_t i = 0;
   for (; i + kStep <= n; i += kStep) {
-    touch(at + i);
+    __builtin_prefetch(at + i);
     step<kCareful>(load_f64(at + i), scale, lanes, &sq_sum, block);
   }
   if (i < n) {

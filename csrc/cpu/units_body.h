@@ -280,6 +280,7 @@ class RunCounts {
 template <class Keys>
 struct BesideRuns {
   using Element = typename Keys::Element;
+  static constexpr bool kAsksAhead = false;
   RunCounts<Keys>* runs;
 
   void step(const Element*) const {}
@@ -287,31 +288,42 @@ struct BesideRuns {
   void rest(const Element* at, int64_t n) const { runs->add(at, n); }
 };
 
+// Columns ask ahead, for lines in the L2 cache: the L1 cache is crowded with counters and elements
+// (asking into it takes half as much again), and rows that do not follow each other are not
+// foreseen by the processor. 4 to 32 KB differ little.
+template <class Element>
+constexpr int64_t kAhead = 8192 / sizeof(Element);
+
 template <class Keys>
 struct BesideColumns {
   using Element = typename Keys::Element;
+  static constexpr bool kAsksAhead = true;
   const UnitTask& task;
   const typename Keys::Bounds* bounds;
   const Element* row;
   uint8_t* counters;  // of the row's first element
+  int64_t ahead;      // elements from one to the one to ask for
 
-  void step(const Element*) const {}
+  GRADSTAT_INLINE void step(const Element* at) const { prefetch<2>(at + ahead); }
   void group(const Element* at, int64_t n) const { rest(at, n); }
   void rest(const Element* at, int64_t n) const {
     count<Keys, true>(at, n, task, bounds, counters + (at - row), task.pitch);
   }
 };
 
-// The same for kBands bands that are all kAbove: finer, since the bounds stay in registers.
+// The same for kBands bands that are all kAbove, where rows follow each other: finer, since the
+// bounds stay in registers. `ahead` as a variable would take them away, 6 % of the time in fp32.
 template <class Keys, int kBands>
 struct BesideColumnsAbove {
   using Element = typename Keys::Element;
+  static constexpr bool kAsksAhead = true;
   const Element* row;
   uint8_t* counters;
   int64_t pitch;
   typename Keys::Bounds bounds[kBands];
 
   GRADSTAT_INLINE void step(const Element* at) const {
+    prefetch<2>(at + kAhead<Element>);
     count_bands<Keys, true, BandKind::kAbove, kBands>(at, kStep, bounds, counters + (at - row),
                                                       pitch);
   }
@@ -326,7 +338,9 @@ inline void read_chunk(const UnitTask& task, const UnitChunk& chunk,
                        const typename Keys::Bounds* bounds, Moments* result) {
   const bool above = task.pass[0].kind == BandKind::kAbove &&
                      (task.n_passes == 1 || task.pass[1].kind == BandKind::kAbove);
-  const int bands_above = above ? task.n_passes : 0;
+  const bool tiled = task.plan.tiles > 1;
+  const int bands_above = above && !tiled ? task.n_passes : 0;
+  const int64_t ahead = tiled ? task.plan.stride : kAhead<typename Keys::Element>;
   OfChunk moments;
   for (int64_t row = 0; row < chunk.rows; ++row) {
     const int64_t begin = chunk.begin + row * task.plan.stride;
@@ -347,7 +361,8 @@ inline void read_chunk(const UnitTask& task, const UnitChunk& chunk,
           at, n, nullptr,
           BesideColumnsAbove<Keys, 2>{at, counters, task.pitch, {bounds[0], bounds[1]}});
     } else {
-      nans = moments.add_block(at, n, nullptr, BesideColumns<Keys>{task, bounds, at, counters});
+      nans =
+          moments.add_block(at, n, nullptr, BesideColumns<Keys>{task, bounds, at, counters, ahead});
     }
     if (nans > 0) take_off_nans<Keys>(task, begin, at, n);
   }
