@@ -108,7 +108,7 @@ def bench_large_tensors(
 def bench_units(
     shape: tuple[int, ...], dtype: torch.dtype, rule: str, against: str, compare: Compare
 ) -> None:
-    work, ours, torchs = sides(shape, dtype, rule, DEVICE)
+    work, ours, torchs, _ = sides(shape, dtype, rule, DEVICE)
     read = flat_read(ours.n_bytes)
     if against == "reading":
         pair = Pair(work, ours, read, read, target=1.15)
