@@ -119,6 +119,22 @@ void moments(const TensorList& tensors, const py::object& table, const py::objec
                 tensors.device_id(), stream);
 }
 
+// One call for the gradients of an ordinary step: whether they are measured. They are not, and
+// nothing is written, where they lie elsewhere than on the CPU, or somebody has to look at one.
+bool measure(const py::sequence& parameters, const py::object& table, const py::object& out,
+             const ClipArguments& clip_arguments, int threads) {
+  const TensorList gradients(parameters, true);
+  if (gradients.present() == 0 || gradients.on_cuda() || !gradients.irregular().empty() ||
+      !gradients.repeated().empty()) {
+    return false;
+  }
+  ClipArguments clip = clip_arguments;
+  clip.out = out;
+  clip.grad_scale = clip.found_inf = py::none();
+  moments(gradients, table, py::none(), &clip, py::none(), py::none(), threads);
+  return true;
+}
+
 // The same decision from a finished table on the CPU, for tensors that no kernel reads.
 void run_clip(const py::object& table, const ClipArguments& clip_arguments, int64_t count) {
   const TensorList on_cpu(py::list(), false);
@@ -242,6 +258,8 @@ PYBIND11_MODULE(_native, module) {
              py::arg("histogram") = py::none(), py::arg("clip") = py::none(),
              py::arg("workspace") = py::none(), py::arg("counter") = py::none(),
              py::arg("threads") = 1);
+  module.def("measure", &measure, py::arg("parameters"), py::arg("table"), py::arg("out"),
+             py::arg("clip"), py::arg("threads"));
   module.def("run_clip", &run_clip, py::arg("table"), py::arg("clip"), py::arg("count"));
   module.def("moments_workspace_bytes", &moments_workspace_bytes, py::arg("tensors"));
   module.def("scale", &scale, py::arg("tensors"), py::arg("coefficient"), py::arg("per_tensor"),

@@ -16,6 +16,9 @@ _POWERS = {"g": 1.0, "g^2": 2.0}
 """How a column of this unit grows with the gradients; all others are counts."""
 
 
+_CPU = torch.device("cpu")
+
+
 class Histogram(NamedTuple):
     """Magnitudes of the gradients of one step by binary exponent."""
 
@@ -85,6 +88,10 @@ class Recorder:
         self._make_room(names, device)
         return True
 
+    def is_on_host_with(self, names: Sequence[str]) -> bool:
+        """Whether there is room on the CPU for the parameters of this very tuple of names."""
+        return self.window is not None and self.window.names is names and self.window.device == _CPU
+
     @torch.inference_mode(False)
     def _make_room(self, names: Sequence[str], device: torch.device) -> None:
         """Do so in a way that steps in and out of inference mode can write there."""
@@ -107,14 +114,15 @@ class Recorder:
         """Return where the step's table and decision go: the window, or a place of no memory."""
         assert self.window is not None
         assert self._scratch is not None
-        table, self.decision = self._scratch
-        if self.is_recording:
-            window = self.window
-            window.open(self.step + 1)
+        return self.window.rows(self.step + 1) if self.is_recording else self._scratch
+
+    def keep(self, decision: Tensor) -> None:
+        """Count what has been written to the rows of the step."""
+        self.decision = decision
+        if self.is_recording and self.window is not None:
+            self.window.open(self.step + 1)
             if self.wants_weights:
-                window.put(window.weights, self._weights)
-            table, self.decision = window.tables[window.newest], window.decisions[window.newest]
-        return table, self.decision
+                self.window.put(self.window.weights, self._weights)
 
     @property
     def wants_histogram(self) -> bool:

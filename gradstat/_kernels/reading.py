@@ -194,6 +194,24 @@ def moments_and_clip(
     return bins
 
 
+def measure_gradients(
+    parameters: Sequence[Tensor], table: Tensor, decision: Tensor, clip: Any
+) -> bool:
+    """Do `gather` and `moments_and_clip` for the gradients of an ordinary step, in one call.
+
+    Args:
+        parameters: Those with the gradients.
+        table: fp64 (size + 1, 12) on the CPU, written.
+        decision: fp64 of ``NUM_CLIP_OUT`` values on the CPU, written.
+        clip: From `make_clip`, with ``state`` set.
+
+    Returns:
+        Whether it is done. It is not, and nothing is written, where there is no gradient, where one
+        does not lie on the CPU or cannot be read as it is, and where a parameter stands twice.
+    """
+    return _native.measure(parameters, table, decision, clip, torch.get_num_threads())
+
+
 def units(
     tensor: Tensor,
     rule: UnitRule,
