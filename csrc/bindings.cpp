@@ -4,12 +4,14 @@
 
 #include <algorithm>
 #include <iterator>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "cpu/copies.h"
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "kernels.h"
@@ -205,6 +207,25 @@ int64_t units_workspace_bytes(const TensorList& tensors) {
   return tensors.on_cuda() ? cuda::units_workspace_bytes(tensors.refs().front()) : 0;
 }
 
+// Copies of tensors; null where their change can only be told with torch.
+std::unique_ptr<cpu::Copies> copies(const py::sequence& tensors) {
+  const TensorList list(tensors, false);
+  if (list.on_cuda() || !list.irregular().empty() || !cpu::Copies::can_hold(list.refs())) {
+    return nullptr;
+  }
+  return std::make_unique<cpu::Copies>(list.refs());
+}
+
+bool changes(cpu::Copies& copies, const py::sequence& tensors, const py::object& table,
+             int threads) {
+  const TensorList now(tensors, false);
+  if (now.on_cuda() || !now.irregular().empty()) return false;
+  auto* table_at = static_cast<double*>(
+      output_memory(table, "table", now, dlpack::kFloat, 64, (2 * now.size() + 1) * kNumColumns));
+  const py::gil_scoped_release no_gil;
+  return copies.changes(now.refs(), table_at, threads);
+}
+
 // Name and whether this processor runs it, best first.
 std::vector<std::pair<std::string, bool>> cpu_variants() {
   int count = 0;
@@ -252,6 +273,10 @@ PYBIND11_MODULE(_native, module) {
       .def_readwrite("grad_scale", &ClipArguments::grad_scale)
       .def_readwrite("norm_f32", &ClipArguments::norm_f32)
       .def_readwrite("found_inf", &ClipArguments::found_inf);
+
+  py::class_<cpu::Copies>(module, "Copies")
+      .def("changes", &changes, py::arg("tensors"), py::arg("table"), py::arg("threads"));
+  module.def("copies", &copies, py::arg("tensors"));
 
   module.def("register_tensor_types", &register_tensor_types, py::arg("types"));
   module.def("moments", &moments, py::arg("tensors"), py::arg("table"),

@@ -88,10 +88,6 @@ class Recorder:
         self._make_room(names, device)
         return True
 
-    def is_on_host_with(self, names: Sequence[str]) -> bool:
-        """Whether there is room on the CPU for the parameters of this very tuple of names."""
-        return self.window is not None and self.window.names is names and self.window.device == _CPU
-
     @torch.inference_mode(False)
     def _make_room(self, names: Sequence[str], device: torch.device) -> None:
         """Do so in a way that steps in and out of inference mode can write there."""
@@ -115,6 +111,13 @@ class Recorder:
         assert self.window is not None
         assert self._scratch is not None
         return self.window.rows(self.step + 1) if self.is_recording else self._scratch
+
+    def host_rows(self, names: Sequence[str]) -> tuple[Tensor, Tensor] | None:
+        """Return `rows` where they lie on the CPU and are of this very tuple of names."""
+        window = self.window
+        if window is None or window.names is not names or window.device != _CPU:
+            return None
+        return window.rows(self.step + 1) if self.is_recording else self._scratch
 
     def keep(self, decision: Tensor) -> None:
         """Count what has been written to the rows of the step."""

@@ -312,19 +312,18 @@ class Seam:
 
     def _measures(self, optimizer: Optimizer) -> bool:
         """Measure these gradients at once, as can be done in most steps; return whether it was."""
-        recorder = self._recorder
+        recorder, parameters = self._recorder, self._parameters
+        rows = recorder.host_rows(self.watched.names)
         if (
-            not recorder.is_on_host_with(self.watched.names)
-            or recorder.wants_histogram
+            rows is None
+            or (recorder.histogram_every is not None and recorder.wants_histogram)
             or getattr(optimizer, "grad_scale", None) is not None
+            or not self._clipper.measures(parameters, *rows)
         ):
             return False
-        table, out = recorder.rows()
-        if not self._clipper.measures(self._parameters, table, out):
-            return False
-        recorder.keep(out)
+        recorder.keep(rows[1])
         if self._probes.under_way is not None:
-            self._probes.put_gradients(table, self._parameters)
+            self._probes.put_gradients(rows[0], parameters)
         return True
 
     def _found_inf_for(self, optimizer: Optimizer, device: torch.device) -> Tensor | None:

@@ -26,6 +26,7 @@ from gradstat._kernels.compiled import (
     kernel_config,
     use_cpu_variant,
 )
+from gradstat._kernels.copies import Copies
 from gradstat._kernels.reading import (
     Norm,
     make_clip,
@@ -55,6 +56,7 @@ __all__ = [
     "OUT_SKIP",
     "Batch",
     "ClipStep",
+    "Copies",
     "KernelConfig",
     "NameOf",
     "Nonfinite",

@@ -43,6 +43,21 @@ def _counter(device: torch.device) -> Tensor:
     return _counters[key]
 
 
+def new_table(n_rows: int, device: torch.device) -> Tensor:
+    """Return memory for so many rows of moments.
+
+    Raises:
+        UnsupportedTensorError: New tensors have no memory here.
+    """
+    table = torch.empty((n_rows, NUM_COLUMNS), dtype=torch.float64, device=device)
+    if type(table) is not Tensor:
+        raise UnsupportedTensorError(
+            f"results must go to real memory, but new tensors are {type(table).__name__} here; "
+            "measure outside of FakeTensorMode and the like"
+        )
+    return table
+
+
 def _launch(
     part: Part,
     size: int,
@@ -52,12 +67,7 @@ def _launch(
 ) -> tuple[Tensor, Tensor | None]:
     device = part.device
     if table is None:
-        table = torch.empty((size + 1, NUM_COLUMNS), dtype=torch.float64, device=device)
-    if type(table) is not Tensor:
-        raise UnsupportedTensorError(
-            f"results must go to real memory, but new tensors are {type(table).__name__} here; "
-            "measure outside of FakeTensorMode and the like"
-        )
+        table = new_table(size + 1, device)
     bins = (
         torch.empty((size + 1, HISTOGRAM_BINS), dtype=torch.int64, device=device)
         if histogram
