@@ -4,12 +4,14 @@
 
 #include <algorithm>
 #include <iterator>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "cpu/copies.h"
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "kernels.h"
@@ -119,6 +121,22 @@ void moments(const TensorList& tensors, const py::object& table, const py::objec
                 tensors.device_id(), stream);
 }
 
+// One call for the gradients of an ordinary step: whether they are measured. They are not, and
+// nothing is written, where they lie elsewhere than on the CPU, or somebody has to look at one.
+bool measure(const py::sequence& parameters, const py::object& table, const py::object& out,
+             const ClipArguments& clip_arguments, int threads) {
+  const TensorList gradients(parameters, true);
+  if (gradients.present() == 0 || gradients.on_cuda() || !gradients.irregular().empty() ||
+      !gradients.repeated().empty()) {
+    return false;
+  }
+  ClipArguments clip = clip_arguments;
+  clip.out = out;
+  clip.grad_scale = clip.found_inf = py::none();
+  moments(gradients, table, py::none(), &clip, py::none(), py::none(), threads);
+  return true;
+}
+
 // The same decision from a finished table on the CPU, for tensors that no kernel reads.
 void run_clip(const py::object& table, const ClipArguments& clip_arguments, int64_t count) {
   const TensorList on_cpu(py::list(), false);
@@ -189,6 +207,25 @@ int64_t units_workspace_bytes(const TensorList& tensors) {
   return tensors.on_cuda() ? cuda::units_workspace_bytes(tensors.refs().front()) : 0;
 }
 
+// Copies of tensors; null where their change can only be told with torch.
+std::unique_ptr<cpu::Copies> copies(const py::sequence& tensors) {
+  const TensorList list(tensors, false);
+  if (list.on_cuda() || !list.irregular().empty() || !cpu::Copies::can_hold(list.refs())) {
+    return nullptr;
+  }
+  return std::make_unique<cpu::Copies>(list.refs());
+}
+
+bool changes(cpu::Copies& copies, const py::sequence& tensors, const py::object& table,
+             int threads) {
+  const TensorList now(tensors, false);
+  if (now.on_cuda() || !now.irregular().empty()) return false;
+  auto* table_at = static_cast<double*>(
+      output_memory(table, "table", now, dlpack::kFloat, 64, (2 * now.size() + 1) * kNumColumns));
+  const py::gil_scoped_release no_gil;
+  return copies.changes(now.refs(), table_at, threads);
+}
+
 // Name and whether this processor runs it, best first.
 std::vector<std::pair<std::string, bool>> cpu_variants() {
   int count = 0;
@@ -237,11 +274,17 @@ PYBIND11_MODULE(_native, module) {
       .def_readwrite("norm_f32", &ClipArguments::norm_f32)
       .def_readwrite("found_inf", &ClipArguments::found_inf);
 
+  py::class_<cpu::Copies>(module, "Copies")
+      .def("changes", &changes, py::arg("tensors"), py::arg("table"), py::arg("threads"));
+  module.def("copies", &copies, py::arg("tensors"));
+
   module.def("register_tensor_types", &register_tensor_types, py::arg("types"));
   module.def("moments", &moments, py::arg("tensors"), py::arg("table"),
              py::arg("histogram") = py::none(), py::arg("clip") = py::none(),
              py::arg("workspace") = py::none(), py::arg("counter") = py::none(),
              py::arg("threads") = 1);
+  module.def("measure", &measure, py::arg("parameters"), py::arg("table"), py::arg("out"),
+             py::arg("clip"), py::arg("threads"));
   module.def("run_clip", &run_clip, py::arg("table"), py::arg("clip"), py::arg("count"));
   module.def("moments_workspace_bytes", &moments_workspace_bytes, py::arg("tensors"));
   module.def("scale", &scale, py::arg("tensors"), py::arg("coefficient"), py::arg("per_tensor"),

@@ -68,6 +68,9 @@ class Alarms:
         self._in_a_row = 0
         self._state = LateCopy()
         self._decisions = LateCopy()
+        self.next_look = STEPS_BETWEEN_LOOKS
+        """Number of the window's row from which on `look_at_norms` has something to do."""
+
         self._looked_at = 0
         self._steps: tuple[int, ...] = ()
 
@@ -104,19 +107,18 @@ class Alarms:
             )
 
     def look_at_norms(self, window: Window) -> int | None:
-        """Warn where the gradients come clipped; looks once in a while.
+        """Warn where the gradients come clipped; to be called once in a while: see `next_look`.
 
         Returns:
             The first of the steps looked at whose gradients held NaN or Inf.
         """
         if self._decisions.is_idle:
-            if window.newest - self._looked_at < STEPS_BETWEEN_LOOKS:
-                return None
             self._looked_at, self._steps = window.newest, tuple(window.steps)
             self._decisions.start(window.decisions.data[:, _kernels.OUT_NORM])
         copy = self._decisions.take()
         if copy is None:
             return None
+        self.next_look = self._looked_at + STEPS_BETWEEN_LOOKS
         count = len(self._steps)
         norms = copy.numpy()[
             np.arange(self._looked_at - count + 1, self._looked_at + 1) % len(copy)

@@ -48,9 +48,9 @@ class Facts(NamedTuple):
 
 def facts_of(optimizer: Optimizer, watched: Watched) -> Facts:
     """Return them as they are now. Synchronises where a learning rate is a tensor."""
-    watched.refresh(optimizer.param_groups)
     model = watched.model
     groups = optimizer.param_groups
+    parameters = watched.parameters(groups)
     modules: list[nn.Module] = []
     facts = None
     if model is not None:
@@ -59,7 +59,7 @@ def facts_of(optimizer: Optimizer, watched: Watched) -> Facts:
         modules = [module for _, module in prefixed]
         forgotten = watched.others.forgotten(named, groups)
         facts = model_facts(named, modules, optimizer, forgotten)
-    layers = layers_of(watched.names, optimizer, modules, watched.parameters(groups))
+    layers = layers_of(watched.names, optimizer, modules, parameters)
     return Facts(layers, optimizer_facts(optimizer), facts)
 
 

@@ -71,7 +71,9 @@ class OverflowCount:
                 f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__}; pass the "
                 "object whose step(optimizer) is called"
             )
-        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        """Whose scale tells of dropped steps; None where there is none, or the optimizer hears."""
+
         self._counted = 0
         self._on_device: Tensor | None = None
         self._stepped = False
@@ -79,7 +81,7 @@ class OverflowCount:
 
     def heard(self, found_inf: Tensor) -> None:
         """Count a fused step that the scaler drops, if it does. Synchronises with no device."""
-        self._scaler = None  # it has told all that there is to know
+        self.scaler = None  # it has told all that there is to know
         if self._on_device is None or self._on_device.device != found_inf.device:
             self._counted = self._total_heard()
             self._on_device = torch.zeros((), dtype=torch.int64, device=found_inf.device)
@@ -90,8 +92,6 @@ class OverflowCount:
 
         Waits for the device, as the scaler has just done itself.
         """
-        if self._scaler is None:
-            return
         self._counted += self._dropped_since()
         self._seen, self._stepped = self._scale_and_tracker(), True
 
@@ -106,21 +106,21 @@ class OverflowCount:
         self._seen = self._scale_and_tracker()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_counted": self.total, "_on_device": None, "_scaler": None}
+        return self.__dict__ | {"_counted": self.total, "_on_device": None, "scaler": None}
 
     def _total_heard(self) -> int:
         return self._counted + (int(self._on_device.item()) if self._on_device is not None else 0)
 
     def _scale_and_tracker(self) -> tuple[float, int]:
         """Return the scale and the number of steps since it changed."""
-        if self._scaler is None:
+        if self.scaler is None:
             return 1.0, 0
-        state = self._scaler.state_dict()
+        state = self.scaler.state_dict()
         return float(state["scale"]), int(state["_growth_tracker"])
 
     def _dropped_since(self) -> int:
         """Return how often the scale has fallen since the last look."""
-        scaler = self._scaler
+        scaler = self.scaler
         if scaler is None:
             return 0
         scale, tracker = self._scale_and_tracker()

@@ -67,7 +67,7 @@ class Probes:
         self.under_way: Probe | None = None
         """That of the step under way, if it is probed."""
 
-        self._before: Sequence[Tensor] = ()
+        self._before: _kernels.Copies | None = None
         self._has_large = False
         self.failure = ""
         """Why nothing is probed any more, where that is so."""
@@ -85,7 +85,7 @@ class Probes:
         return step <= FIRST_STEPS or step % self._stride == 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"under_way": None, "_before": ()}  # a copy is for reading
+        return self.__dict__ | {"under_way": None, "_before": None}  # a copy is for reading
 
     def forget_after(self, step: int) -> None:
         """Drop the probes of later steps: the run goes back there."""
@@ -110,11 +110,7 @@ class Probes:
         self._has_large = any(map(_is_large, parameters))
         lrs = tuple([_frozen(group.get("lr", math.nan)) for group in groups])
         with _OrNotAtAll(self):
-            slices = self._slices(parameters)
-            if slices[0].is_cpu:  # where one by one takes half the time, without a launch for each
-                self._before = [tensor.clone() for tensor in slices]
-            else:
-                self._before = torch._foreach_mul(slices, 1.0)
+            self._before = _kernels.Copies(self._slices(parameters))
             self.under_way = Probe(step, lrs)
 
     def put_gradients(self, table: Tensor, parameters: Sequence[Tensor]) -> None:
@@ -130,15 +126,14 @@ class Probes:
     def finish(self, parameters: Sequence[Tensor]) -> None:
         """Measure what the step did to the parameters, and keep the probe."""
         probe, self.under_way = self.under_way, None
-        before, self._before = self._before, ()
-        if probe is None:
-            return
-        slices = self._slices(parameters)
-        if [old.shape for old in before] != [new.shape for new in slices]:
+        before, self._before = self._before, None
+        if probe is None or before is None:
             return
         with _OrNotAtAll(self):
-            probe.changes = _table([*before, *torch._foreach_sub(slices, list(before))])
-            self.kept.append(probe)
+            probe.changes = before.changes(self._slices(parameters))
+        if probe.changes is None:
+            return
+        self.kept.append(probe)
         if len(self.kept) >= CAPACITY:
             self._stride *= 2
             self.kept = [p for p in self.kept if self.is_due(p.step)]

@@ -16,6 +16,9 @@ _POWERS = {"g": 1.0, "g^2": 2.0}
 """How a column of this unit grows with the gradients; all others are counts."""
 
 
+_CPU = torch.device("cpu")
+
+
 class Histogram(NamedTuple):
     """Magnitudes of the gradients of one step by binary exponent."""
 
@@ -107,14 +110,22 @@ class Recorder:
         """Return where the step's table and decision go: the window, or a place of no memory."""
         assert self.window is not None
         assert self._scratch is not None
-        table, self.decision = self._scratch
-        if self.is_recording:
-            window = self.window
-            window.open(self.step + 1)
+        return self.window.rows(self.step + 1) if self.is_recording else self._scratch
+
+    def host_rows(self, names: Sequence[str]) -> tuple[Tensor, Tensor] | None:
+        """Return `rows` where they lie on the CPU and are of this very tuple of names."""
+        window = self.window
+        if window is None or window.names is not names or window.device != _CPU:
+            return None
+        return window.rows(self.step + 1) if self.is_recording else self._scratch
+
+    def keep(self, decision: Tensor) -> None:
+        """Count what has been written to the rows of the step."""
+        self.decision = decision
+        if self.is_recording and self.window is not None:
+            self.window.open(self.step + 1)
             if self.wants_weights:
-                window.put(window.weights, self._weights)
-            table, self.decision = window.tables[window.newest], window.decisions[window.newest]
-        return table, self.decision
+                self.window.put(self.window.weights, self._weights)
 
     @property
     def wants_histogram(self) -> bool:

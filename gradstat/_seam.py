@@ -155,7 +155,6 @@ class Seam:
             self._loan.forget_gradients()
             self._loan.give_back()
         self._skipped = False
-        self.watched.refresh(optimizer.param_groups)
         self._parameters = self.watched.parameters(optimizer.param_groups)
         self._is_phantom = "closure" in kwargs and _is_phantom(optimizer, kwargs, self._parameters)
         if self._is_phantom or self._has_failed:
@@ -216,7 +215,8 @@ class Seam:
     def _look_back(self, parameters: list[Tensor]) -> None:
         """Measure what the step has done."""
         recorder = self._recorder
-        self._overflows.look()
+        if self._overflows.scaler is not None:
+            self._overflows.look()
         if recorder.wants_updates:
             recorder.finish(parameters)
         if self._probes.under_way is not None:
@@ -226,8 +226,9 @@ class Seam:
             self._activations.step()
         if self._clipper.may_skip:
             self.alarms.look_at_skips(recorder.step, self._skipped, self._clipper.state)
-        if recorder.is_recording and recorder.window is not None:
-            first = self.alarms.look_at_norms(recorder.window)
+        window = recorder.window
+        if recorder.is_recording and window is not None and window.newest >= self.alarms.next_look:
+            first = self.alarms.look_at_norms(window)
             recorder.first_nonfinite = recorder.first_nonfinite or first
 
     def _attempt(self, action: Callable[[T], None], argument: T) -> None:
@@ -260,7 +261,7 @@ class Seam:
         is_probed = self._probes.under_way is not None
         is_looked_at = recorder.is_recording or is_probed
         only_measures = self._only_watches and not clipper.acts
-        if only_measures and not is_looked_at:
+        if only_measures and (not is_looked_at or self._measures(optimizer)):
             return
         batch = _kernels.gather(parameters, take_grad=True, name_of=self._name_of)
         if batch.is_empty:
@@ -284,6 +285,7 @@ class Seam:
         )
         if bins is not None:
             recorder.histogram = Histogram(bins, grad_scale)
+        recorder.keep(out)
         if grad_scale is not None and (is_looked_at or clipper.has_rest):
             recorder.unscale(table, grad_scale)
         if is_probed:
@@ -307,6 +309,22 @@ class Seam:
         clipper.apply(batch, out, self._name_of)
         if clipper.has_rest:
             clipper.apply_rest(batch, table, parameters, self._name_of, grad_scale)
+
+    def _measures(self, optimizer: Optimizer) -> bool:
+        """Measure these gradients at once, as can be done in most steps; return whether it was."""
+        recorder, parameters = self._recorder, self._parameters
+        rows = recorder.host_rows(self.watched.names)
+        if (
+            rows is None
+            or (recorder.histogram_every is not None and recorder.wants_histogram)
+            or getattr(optimizer, "grad_scale", None) is not None
+            or not self._clipper.measures(parameters, *rows)
+        ):
+            return False
+        recorder.keep(rows[1])
+        if self._probes.under_way is not None:
+            self._probes.put_gradients(rows[0], parameters)
+        return True
 
     def _found_inf_for(self, optimizer: Optimizer, device: torch.device) -> Tensor | None:
         """Return where the kernel is to say that the step is skipped, if the step looks there."""
@@ -356,7 +374,6 @@ class Seam:
         saved, self._saved = self._saved, None
         if saved is None:
             return
-        self.watched.refresh(optimizer.param_groups)
         parameters = self.watched.parameters(optimizer.param_groups)
         if self._recorder.window is None and parameters:
             # The first gradients move it if they lie elsewhere.

@@ -55,17 +55,22 @@ class Watched:
         self.names: tuple[str, ...] = ()
         """Names of the watched parameters, in the order of the groups."""
 
-    def refresh(self, groups: Groups) -> None:
-        """Follow `add_param_group` and its like.
+    def parameters(self, groups: Groups) -> list[Tensor]:
+        """Return the watched parameters, one for each of `names`, which follow the groups.
 
         A parameter that is exchanged in its place keeps its name.
         """
-        if len(groups) == len(self._lists):
-            for group, (known, count) in zip(groups, self._lists, strict=True):
-                if group["params"] is not known or len(known) != count:
-                    break
-            else:
-                return
+        if len(groups) != len(self._lists):
+            self._follow(groups)
+        for group, (known, count) in zip(groups, self._lists, strict=True):
+            if group["params"] is not known or len(known) != count:
+                self._follow(groups)
+                break
+        found = groups[0]["params"] if len(groups) == 1 else _parameters(groups)
+        return found if self._places is None else [found[place] for place in self._places]
+
+    def _follow(self, groups: Groups) -> None:
+        """Find the names anew, after `add_param_group` and its like."""
         self._lists = [(group["params"], len(group["params"])) for group in groups]
         all_names = self.all_names(groups)
         places: dict[int, int] = {}
@@ -75,11 +80,6 @@ class Watched:
         chosen = list(places.values())
         self._places = chosen if len(chosen) < len(all_names) else None
         self.names = tuple(all_names[place] for place in chosen)
-
-    def parameters(self, groups: Groups) -> list[Tensor]:
-        """Return the watched parameters, one for each of `names`."""
-        found = groups[0]["params"] if len(groups) == 1 else _parameters(groups)
-        return found if self._places is None else [found[place] for place in self._places]
 
     def all_names(self, groups: Groups) -> list[str]:
         """Return the name of every parameter of the groups, watched or not."""

@@ -90,6 +90,11 @@ class Window:
         self.newest = 0
         """Number of the newest row of every ring."""
 
+    def rows(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return where a step's table and decision go; they count once the step is opened."""
+        place = self.newest if self.steps and self.steps[-1] == step else self.newest + 1
+        return self.tables[place], self.decisions[place]
+
     def open(self, step: int) -> None:
         """Begin the rows of a step; those of a step that is measured again are written again."""
         if not self.steps or self.steps[-1] != step:

@@ -29,7 +29,7 @@ OnNonfinite = Literal["skip", "raise", "zero", "propagate"]
 Clip = Policy | Sequence[Policy] | Literal["auto"] | None
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
 
-DEFAULT_EVERY = 20
+DEFAULT_EVERY = 40
 """Steps from one to the next whose activations are counted where it was not asked for."""
 
 _HOOKS = (
@@ -92,7 +92,7 @@ def attach(
         activations: Also count dead and saturated units of ``model``, at `Monitor.activations`, or
             with what options: those of `ActivationMonitor`, as in ``{"every": 20}``. Its sampled
             steps are its own, every tenth unless said otherwise. By default they are counted on
-            every 20th step, where there is a model and it is neither compiled nor scripted.
+            every 40th step, where there is a model and it is neither compiled nor scripted.
         diagnose: When to look for what is wrong while training. True: after 256, 512, 1024, ...
             steps. A number: every so many. False: never. By default True where all parameters are
             on the CPU: a look waits for a CUDA device. See `Monitor.on_finding`.

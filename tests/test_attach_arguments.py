@@ -46,14 +46,19 @@ def test_a_watcher_reads_gradients_on_recorded_steps_only(monkeypatch: pytest.Mo
     model = make_model()
     optimizer = gradstat.attach(sgd(model), model, every=3)
     reads: list[int] = []
-    gather = _kernels.gather
+    gather, measure = _kernels.gather, _kernels.measure_gradients
 
-    def counted(*args: Any, **options: Any) -> Any:
+    def gathered(*args: Any, **options: Any) -> Any:
         if options.get("take_grad"):
             reads.append(monitor_of(optimizer).step + 1)
         return gather(*args, **options)
 
-    monkeypatch.setattr(_kernels, "gather", counted)
+    def measured(*args: Any) -> bool:
+        reads.append(monitor_of(optimizer).step + 1)
+        return measure(*args)
+
+    monkeypatch.setattr(_kernels, "gather", gathered)
+    monkeypatch.setattr(_kernels, "measure_gradients", measured)
     train(model, optimizer, 18)
     recorded = {1, 4, 7, 10, 13, 16}
     probed = {1, 2, 3, 4, 8, 16}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -25,6 +26,7 @@ from small_training import (
 from torch import nn
 
 import gradstat
+from gradstat import _kernels
 
 # ---- hostile gradients ---------------------------------------------------------------------------
 
@@ -155,6 +157,29 @@ def test_no_gradients_at_all_is_said_once() -> None:
     assert math.isnan(monitor.total_norm)
     train(model, optimizer, 1)
     assert monitor.total_norm > 0
+
+
+def test_measuring_in_one_call_leaves_what_measuring_in_several_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def watched() -> gradstat.Monitor:
+        model = make_model()
+        optimizer = gradstat.attach(sgd(model), model, weights=True)
+        train(model, optimizer, 6)
+        optimizer.zero_grad()
+        with pytest.warns(RuntimeWarning, match="no parameter had a gradient"):
+            optimizer.step()
+        train(model, optimizer, 1)
+        return copy.deepcopy(monitor_of(optimizer))
+
+    at_once = watched()
+    monkeypatch.setattr(_kernels, "measure_gradients", lambda *_: False)
+    in_several = watched()
+    assert list(at_once.recorded_steps) == [1, 2, 3, 4, 5, 6, 8]
+    for name in ("recorded_steps", "window", "weight_window", "decisions"):
+        assert (getattr(at_once, name) == getattr(in_several, name)).all()
+    probes = (monitor.evidence().probes.gradients for monitor in (at_once, in_several))
+    assert (next(probes) == next(probes)).all()
 
 
 def test_a_gradient_that_cannot_be_measured_stops_a_watcher_only() -> None:

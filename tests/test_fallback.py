@@ -309,6 +309,35 @@ def test_a_write_without_a_kernel_is_counted(no_kernel):
     assert weight.grad._version > 0
 
 
+# ---- copies, and what has changed since ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("in_torch", [False, True])
+def test_changes_are_the_differences_to_the_copies(monkeypatch, dtype, in_torch):
+    if in_torch:
+        monkeypatch.setattr(_native, "copies", lambda _: None)
+    tensors = [
+        sample(1000, dtype).view(50, 20),
+        sample(6 * 5 * 4 * 4, dtype).view(6, 5, 4, 4).to(memory_format=torch.channels_last),
+        torch.zeros(3, 0, dtype=dtype),
+        torch.tensor([INF, NAN, 0.0, 1.0], dtype=dtype),
+    ]
+    before = [tensor.clone() for tensor in tensors]
+    copies = _kernels.Copies(tensors)
+    for tensor in tensors:
+        tensor.mul_(1.25)
+    changes = [new - old for new, old in zip(tensors, before, strict=True)]
+    expected = _kernels.moments(_kernels.gather([*before, *changes]))[0]
+    assert bytes_of(copies.changes(tensors)) == bytes_of(expected)
+
+
+def test_tensors_of_other_shapes_have_no_changes():
+    copies = _kernels.Copies([torch.zeros(2, 3)])
+    assert copies.changes([torch.zeros(3, 2)]) is None
+    assert copies.changes([torch.zeros(2, 3)] * 2) is None
+
+
 # ---- several devices at once --------------------------------------------------------------------
 
 

@@ -26,7 +26,16 @@ from gradstat._kernels.compiled import (
     kernel_config,
     use_cpu_variant,
 )
-from gradstat._kernels.reading import Norm, make_clip, moments, moments_and_clip, total_norm, units
+from gradstat._kernels.copies import Copies
+from gradstat._kernels.reading import (
+    Norm,
+    make_clip,
+    measure_gradients,
+    moments,
+    moments_and_clip,
+    total_norm,
+    units,
+)
 from gradstat._kernels.writing import clamp, scale
 
 __all__ = [
@@ -47,6 +56,7 @@ __all__ = [
     "OUT_SKIP",
     "Batch",
     "ClipStep",
+    "Copies",
     "KernelConfig",
     "NameOf",
     "Nonfinite",
@@ -58,6 +68,7 @@ __all__ = [
     "gather",
     "kernel_config",
     "make_clip",
+    "measure_gradients",
     "moments",
     "moments_and_clip",
     "scale",

@@ -43,6 +43,21 @@ def _counter(device: torch.device) -> Tensor:
     return _counters[key]
 
 
+def new_table(n_rows: int, device: torch.device) -> Tensor:
+    """Return memory for so many rows of moments.
+
+    Raises:
+        UnsupportedTensorError: New tensors have no memory here.
+    """
+    table = torch.empty((n_rows, NUM_COLUMNS), dtype=torch.float64, device=device)
+    if type(table) is not Tensor:
+        raise UnsupportedTensorError(
+            f"results must go to real memory, but new tensors are {type(table).__name__} here; "
+            "measure outside of FakeTensorMode and the like"
+        )
+    return table
+
+
 def _launch(
     part: Part,
     size: int,
@@ -52,12 +67,7 @@ def _launch(
 ) -> tuple[Tensor, Tensor | None]:
     device = part.device
     if table is None:
-        table = torch.empty((size + 1, NUM_COLUMNS), dtype=torch.float64, device=device)
-    if type(table) is not Tensor:
-        raise UnsupportedTensorError(
-            f"results must go to real memory, but new tensors are {type(table).__name__} here; "
-            "measure outside of FakeTensorMode and the like"
-        )
+        table = new_table(size + 1, device)
     bins = (
         torch.empty((size + 1, HISTOGRAM_BINS), dtype=torch.int64, device=device)
         if histogram
@@ -192,6 +202,24 @@ def moments_and_clip(
     table.copy_(measured)
     _native.run_clip(table, clip, batch.size)
     return bins
+
+
+def measure_gradients(
+    parameters: Sequence[Tensor], table: Tensor, decision: Tensor, clip: Any
+) -> bool:
+    """Do `gather` and `moments_and_clip` for the gradients of an ordinary step, in one call.
+
+    Args:
+        parameters: Those with the gradients.
+        table: fp64 (size + 1, 12) on the CPU, written.
+        decision: fp64 of ``NUM_CLIP_OUT`` values on the CPU, written.
+        clip: From `make_clip`, with ``state`` set.
+
+    Returns:
+        Whether it is done. It is not, and nothing is written, where there is no gradient, where one
+        does not lie on the CPU or cannot be read as it is, and where a parameter stands twice.
+    """
+    return _native.measure(parameters, table, decision, clip, torch.get_num_threads())
 
 
 def units(

@@ -137,6 +137,10 @@ class ActivationMonitor:
 
     def step(self) -> None:
         """Count a step; calls of the model are not counted any more. Does not synchronise."""
+        if self._wait > 1 and not (self._handles or self._counts_calls):  # nothing is on the model
+            self._steps += 1
+            self._wait -= 1
+            return
         if getattr(self._local, "watcher", None) is not None:
             self._end_interrupted()
         if self._counts_calls:

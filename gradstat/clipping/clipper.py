@@ -182,6 +182,13 @@ class Clipper:
         self._clip.found_inf = found_inf
         return _kernels.moments_and_clip(batch, table, self._clip, histogram=histogram)
 
+    def measures(self, parameters: Sequence[Tensor], table: Tensor, out: Tensor) -> bool:
+        """Do the same for gradients as they mostly are; False where it has to be done step by step.
+
+        See `gradstat._kernels.measure_gradients`.
+        """
+        return _kernels.measure_gradients(parameters, table, out, self._clip)
+
     def apply(self, batch: _kernels.Batch, out: Tensor, name_of: _kernels.NameOf) -> None:
         """Scale the gradients as decided. Synchronises with no device."""
         if not self.needs_scale:
