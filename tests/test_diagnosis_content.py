@@ -135,3 +135,18 @@ def test_gradients_of_which_a_share_alone_is_kept_are_sparse() -> None:
         parameter.register_hook(keep_largest)
     monitor = train(model, classes(), cross_entropy, see=("loss",), steps=200)
     assert raised(monitor) == ["sparse-gradients"]
+
+
+def test_targets_a_thousand_times_too_large_are_named_though_something_is_learnt() -> None:
+    """Their mean is learnt, and some of the rest: less than half."""
+    x, y = numbers()
+    monitor = train(net(n_out=1), (x, 1000 * y + 500), functional.mse_loss, val=(x, 1000 * y + 500),
+                    steps=900)  # fmt: skip
+    assert raised(monitor)[:1] == ["bad-targets"]
+
+
+def test_steps_of_thrice_the_weights_are_too_large_whatever_the_loss() -> None:
+    model = net()
+    monitor = train(model, classes(), cross_entropy, see=(),
+                    optimizer=torch.optim.AdamW(model.parameters(), 1.0))  # fmt: skip
+    assert raised(monitor)[0] == "lr-too-high"

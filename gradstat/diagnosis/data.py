@@ -227,7 +227,7 @@ class Imbalance(Rule):
     extreme: float = 0.95
     """Share of the commonest class from which an accuracy no better than that is enough to tell."""
 
-    recall: float = 0.5
+    recall: float = 0.6
     """Share of the other classes' rows that is found, at most."""
 
     def judge(self, case: Case) -> Iterator[Finding]:

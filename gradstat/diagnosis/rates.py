@@ -46,8 +46,8 @@ def schedule_has_ended(case: Case) -> bool:
     """Whether a schedule has taken the rate to next to nothing in the first half."""
     lrs = case.run.probes.lrs.max(axis=1)
     ratio = case.total_update_ratio
-    is_small = bool(ratio.size) and median(ratio[np.isfinite(ratio)]) < USUAL_UPDATE
-    return is_small and median(lrs) < 1e-3 * float(lrs.max())
+    is_small = bool(ratio.size) and median(ratio[np.isfinite(ratio)]) < 10 * USUAL_UPDATE
+    return is_small and median(lrs) < 1e-2 * float(lrs.max())
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,10 @@ class TooHigh(Rule):
 
     spike: float = 10.0
     """How many times larger a weight is at the next probe, from which a step between is judged."""
+
+    unseen: float = 2.0
+    """Update over weight above which a step is too large whatever the loss, where it is not known:
+    nothing is left of what the weights were."""
 
     usual: float = 0.01
     """Median update over weight from which a run that has stopped to gain is kept from it by its
@@ -100,7 +104,7 @@ class TooHigh(Rule):
         gained_nothing = self._has_gained_nothing(case)
         has_died = largest > self.large and usual < self.died and gained_nothing
         has_faded = largest > self.large / 2 and self._has_faded(case) and gained_nothing
-        swings = usual > 0.003 and (unsettled or (rose and worse))
+        swings = usual > 0.003 and (unsettled or (rose and (worse or gained_nothing)))
         strides = largest > 3 * self.large and usual > self.usual and self._has_stalled(case)
         if largest > 10 * self.large and (rose or lost or worse):
             confidence = 0.9
@@ -114,7 +118,7 @@ class TooHigh(Rule):
             confidence = 0.8
         elif has_died or (swings and case.is_judged_by_loss):
             confidence = 0.7
-        elif strides:
+        elif strides or (run.loss is None and largest > self.unseen):
             confidence = 0.6
         else:
             return
@@ -234,7 +238,7 @@ class TooLow(Rule):
         stands = shape is not None and (
             abs(shape.fall) < 0.1 or abs(shape.first - shape.last) < 3 * shape.noise or has_ended
         )
-        slow = usual < self.usual or reach < self.reach
+        slow = usual < self.usual or reach < self.reach or has_ended
         crawls = usual < self.fair and self._crawls(case)
         optimizer = run.optimizer
         is_faint = (
@@ -255,7 +259,7 @@ class TooLow(Rule):
             or has_ended
         )
         if slow and stands:
-            confidence = 0.85 if usual < self.usual and is_lr else 0.6
+            confidence = 0.85 if (usual < self.usual and is_lr) or has_ended else 0.6
         else:
             confidence = 0.5 if is_faint else 0.45
         yield Finding(
