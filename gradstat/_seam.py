@@ -111,6 +111,7 @@ class Seam:
     def remove(self) -> None:
         """Take the hooks off, and give back what a step that raised may have left."""
         self._loan.give_back()
+        self._accumulation.stop()
         for handle in self._handles:
             handle.remove()
         if self._activations is not None:
@@ -176,7 +177,7 @@ class Seam:
         return None
 
     def _begin(self, optimizer: Optimizer) -> None:
-        self._accumulation.look(self._parameters)
+        self._accumulation.look()
         self._recorder.begin(self._parameters)
         step = self._recorder.step + 1
         # The replays of a captured graph would write into one probe again and again.

@@ -8,12 +8,15 @@ import gc
 import pytest
 import torch
 from small_training import loss_of, make_model, monitor_of, sgd
+from torch import nn
 from torch.utils.weak import TensorWeakRef
 
 import gradstat
 
 
-def accumulated(*, zeroes: bool, set_to_none: bool = True, parts: int = 1) -> int:
+def accumulated(
+    *, zeroes: bool, set_to_none: bool = True, parts: int = 1, clips: bool = False
+) -> int:
     """Return how many of eight steps count as starting from old gradients."""
     model = make_model()
     optimizer = gradstat.attach(sgd(model), model)
@@ -23,18 +26,47 @@ def accumulated(*, zeroes: bool, set_to_none: bool = True, parts: int = 1) -> in
         for part in range(parts):
             loss_of(model, parts * step + part).backward()
             gc.collect()
+        if clips:
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
     return monitor_of(optimizer).evidence().accumulated_steps
 
 
-def test_a_missing_zero_grad_is_counted() -> None:
-    assert accumulated(zeroes=False) == 7
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("clips", [False, True])
+def test_a_missing_zero_grad_is_counted(parts: int, clips: bool) -> None:
+    assert accumulated(zeroes=False, parts=parts, clips=clips) == 7
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("parts", [1, 3])
-def test_gradients_that_are_zeroed_are_not(set_to_none: bool, parts: int) -> None:
-    assert accumulated(zeroes=True, set_to_none=set_to_none, parts=parts) == 0
+@pytest.mark.parametrize("clips", [False, True])
+def test_gradients_that_are_zeroed_are_not(set_to_none: bool, parts: int, clips: bool) -> None:
+    assert accumulated(zeroes=True, set_to_none=set_to_none, parts=parts, clips=clips) == 0
+
+
+@pytest.mark.parametrize("zeroes", [True, False])
+def test_a_critic_that_the_generators_pass_adds_to(zeroes: bool) -> None:
+    """It is zeroed before its own pass, or never; one pass for another model comes in between."""
+    generator, critic = nn.Linear(3, 4), nn.Linear(4, 1)
+    optimizer = gradstat.attach(sgd(critic), critic)
+    for _ in range(8):
+        critic(generator(torch.randn(5, 3))).mean().backward()
+        if zeroes:
+            optimizer.zero_grad(set_to_none=False)
+        critic(torch.randn(5, 4)).mean().backward()
+        optimizer.step()
+    assert monitor_of(optimizer).evidence().accumulated_steps == (0 if zeroes else 7)
+
+
+def test_nothing_is_left_on_a_parameter_that_is_watched_no_more() -> None:
+    model = make_model()
+    optimizer = gradstat.attach(sgd(model), model)
+    loss_of(model, 0).backward()
+    optimizer.step()
+    assert any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())
+    gradstat.detach(optimizer)
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())
 
 
 def test_zero_grad_frees_the_gradients() -> None:
