@@ -55,7 +55,8 @@ class ConstantPredictions(Rule):
             return
         spread = median(spreads)
         is_lucky = case.skill is not None and case.skill > self.skill
-        if spread <= self.varies and not (case.learns and (case.skill is None or is_lucky)):
+        seems_right = case.has_scale and (case.skill is None or is_lucky)
+        if spread <= self.varies and not (case.learns and seems_right):
             yield self._finding(
                 "the outputs are the same for every row: the inputs do not get through",
                 Measure("deviation over the rows", spread, "of the outputs' size",

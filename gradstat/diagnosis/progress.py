@@ -199,7 +199,8 @@ class Diverging(Rule):
             yield self._finding(shape.last / base, shape.rises_steadily)
 
     def _falls_for_ever(self, case: Case, shape: Shape) -> bool:
-        if shape.last < -self.endless * _size(shape):
+        assert case.run.loss is not None
+        if shape.last < -self.endless * _size_of_start(case.run.loss.finite):
             return True
         known = [b.outputs for b in case.run.batches if b.outputs is not None and b.outputs.size]
         if not shape.still_falls or len(known) < 4 or not case.is_supervised:
@@ -223,6 +224,11 @@ class Diverging(Rule):
             (Measure("last loss over the best", grown, threshold=self.above),),
             "TheDeepChecker (Ben Braiek and Khomh 2023)",
         )
+
+
+def _size_of_start(values: Floats) -> float:
+    """Return the largest size in the first tenth of a loss."""
+    return float(np.abs(values[: max(3, len(values) // 10)]).max())
 
 
 def _size(shape: Shape) -> float:

@@ -100,8 +100,9 @@ class TooHigh(Rule):
             return
         lost = began and not np.isfinite(losses[-3:]).any()
         worse = shape is not None and shape.last > shape.first * 1.05
-        unsettled = shape is not None and not case.is_settled and shape.best < 0.8 * shape.first
         gained_nothing = self._has_gained_nothing(case)
+        got_to = 0.9 if gained_nothing else 0.8
+        unsettled = shape is not None and not case.is_settled and shape.best < got_to * shape.first
         has_died = largest > self.large and usual < self.died and gained_nothing
         has_faded = largest > self.large / 2 and self._has_faded(case) and gained_nothing
         swings = usual > 0.003 and (unsettled or (rose and (worse or gained_nothing)))
@@ -116,7 +117,7 @@ class TooHigh(Rule):
             confidence = 0.75 if rose else 0.6
         elif has_faded:
             confidence = 0.8
-        elif has_died or (swings and case.is_judged_by_loss):
+        elif has_died or (swings and case.is_judged_by_loss) or usual > 3 * self.large:
             confidence = 0.7
         elif strides or (run.loss is None and largest > self.unseen):
             confidence = 0.6

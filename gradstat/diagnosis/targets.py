@@ -30,7 +30,9 @@ class TargetScale(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         task = case.task
-        if task.kind != "numbers" or "targets" in task.paired[0].integers or case.is_well:
+        if task.kind != "numbers" or "targets" in task.paired[0].integers:
+            return
+        if case.is_well:
             return
         first = task.paired[0].outputs
         targets = task.targets[np.isfinite(task.targets)]

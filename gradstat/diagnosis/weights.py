@@ -172,7 +172,7 @@ class FirstLoss(Rule):
         loss, chance, task = case.run.loss, case.task.chance, case.task
         if loss is None or not len(loss) or chance is None or chance < 0.3:
             return
-        if task.kind not in ("classes", "binary") or loss.steps[0] > 0 or case.learns:
+        if task.kind not in ("classes", "binary") or loss.steps[0] > 0 or case.is_well:
             return
         ratio = float(loss.values[0] / chance)
         if ratio > self.above and np.isfinite(ratio):
