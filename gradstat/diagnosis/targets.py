@@ -154,7 +154,7 @@ class ConstantTargets(Rule):
         if targets.shape[:1] < (self.min_values,) or not (targets == targets[:1]).all():
             return
         is_learnt = case.loss is None or case.loss.last < self.learnt * abs(case.loss.first)
-        if case.task.kind == "unknown" or not is_learnt:
+        if not is_learnt:
             return
         yield Finding(
             "bad-targets",
