@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
-from diagnosed_runs import ROWS, Reader, classes, net, numbers, raised, signs, train
+from diagnosed_runs import ROWS, Reader, classes, fit, net, numbers, raised, signs, train
 from torch import Tensor, nn
 from torch.nn import functional
+
+from gradstat.diagnosis import diagnose
+from gradstat.diagnosis.evidence import Curve
 
 cross_entropy = functional.cross_entropy
 
@@ -57,6 +63,43 @@ def test_labels_random_in_half_are_named_though_validation_is_right() -> None:
     assert raised(monitor)[0] == "bad-targets"
 
 
+def test_pairs_that_all_match_are_constant_targets() -> None:
+    """They are learnt at once: everything is given the same embedding."""
+    x = torch.randn(ROWS, 8)
+
+    def loss_fn(outputs: Tensor, same: Tensor) -> Tensor:
+        distance = (outputs - outputs.roll(1, 0)).pow(2).sum(1)
+        return (same * distance + (1 - same) * (1 - distance).relu()).mean()
+
+    monitor = train(net(n_out=4), (x, torch.ones(ROWS)), loss_fn, steps=300)
+    assert raised(monitor)[0] == "bad-targets"
+
+
+def test_rows_in_order_are_told_by_validation_where_each_batch_is_right() -> None:
+    x, y = classes()
+    order = y.argsort()
+    batches = list(zip(x[order].split(35), y[order].split(35), strict=True))
+    monitor = fit(net(), cross_entropy, lambda step: batches[step % len(batches)], steps=300)
+    run = monitor.evidence()
+    assert raised(monitor) == []  # whatever is right in each batch
+    steps = np.arange(10, 300, 30)
+    forgets = Curve(steps, np.linspace(1.5, 4.0, len(steps)))
+    (found,) = [
+        finding
+        for finding in diagnose(dataclasses.replace(run, curves=run.curves | {"val_loss": forgets}))
+        if finding.caused_by is None
+    ]
+    assert (found.code, found.severity) == ("class-imbalance", "error")
+
+
+def test_pixels_of_which_one_in_a_hundred_counts_are_class_imbalance() -> None:
+    """What is learnt is how many there are and where, which leaves most of a guess's loss."""
+    x = torch.randn(ROWS, 8)
+    y = (torch.rand(ROWS, 64) < torch.linspace(0, 0.06, 64)).float()
+    monitor = train(net(n_out=64), (x, y), functional.binary_cross_entropy_with_logits, steps=300)
+    assert raised(monitor)[0] == "class-imbalance"
+
+
 # ---- logits --------------------------------------------------------------------------------------
 
 
@@ -96,6 +139,16 @@ def test_adaptive_steps_that_lead_nowhere_in_a_still_loss_are_too_small() -> Non
     monitor = train(model, classes(), cross_entropy, see=("loss",),
                     optimizer=torch.optim.Adam(model.parameters(), 1e-5))  # fmt: skip
     assert raised(monitor)[0] == "lr-too-low"
+
+
+def test_steps_of_a_third_of_the_weights_go_to_and_fro() -> None:
+    """The loss neither rises nor falls: each step goes over the valley and the next one back."""
+    x = torch.randn(64, 8)
+    y = x @ torch.randn(8, 1)
+    model = nn.Linear(8, 1)
+    monitor = train(model, (x, y), functional.l1_loss, see=("loss",), steps=200,
+                    optimizer=torch.optim.SGD(model.parameters(), 2.0))  # fmt: skip
+    assert raised(monitor) == ["lr-too-high"]
 
 
 def test_recurrent_weights_that_start_at_nothing_forget_short_sequences() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradstat.diagnosis.curve import Shape
+from gradstat.diagnosis.evidence import Floats
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.medians import median, middle, quantiles
 from gradstat.diagnosis.rule import Case, Rule
