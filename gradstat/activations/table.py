@@ -55,6 +55,7 @@ class Layout:
         self.sites = tuple(sites)
         self.parts = parts
         self.index = {site.name: place for place, site in enumerate(sites)}
+        self.kinds = tuple([site.kind.name for site in sites])
         self.units = np.array([site.units for site in sites], np.int64)
         self.starts: NDArray[np.int64] = np.concatenate([[0], self.units.cumsum()])
         """Place of each site's first unit, and of the end: (sites + 1,)."""
@@ -68,7 +69,8 @@ class Layout:
     def rows(self) -> NDArray[np.int64]:
         """Places of each part's row in the memory of all devices: (parts, 12)."""
         sizes = _kernels.NUM_COLUMNS + 3 * self.units[self.site_of_part]
-        return (sizes.cumsum() - sizes)[:, None] + np.arange(_kernels.NUM_COLUMNS)
+        first: NDArray[np.int64] = sizes.cumsum() - sizes
+        return first[:, None] + np.arange(_kernels.NUM_COLUMNS)
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
@@ -78,7 +80,8 @@ class Layout:
         units, first = (
             np.repeat(of_part, 3 * units) for of_part in (units, self.starts[self.site_of_part])
         )
-        return within // units * self.starts[-1] + first + within % units
+        targets: NDArray[np.int64] = within // units * self.starts[-1] + first + within % units
+        return targets
 
 
 class _Host(NamedTuple):
@@ -174,7 +177,7 @@ class ActivationTable:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Kind of each site."""
-        return tuple([site.kind.name for site in self._layout.sites])
+        return self._layout.kinds
 
     @property
     def units(self) -> NDArray[np.int64]:
@@ -215,9 +218,9 @@ class ActivationTable:
             layout.starts,
             rows,
             layout.site_of_part,
-            np.bincount(
-                layout.site_of_part, rows[:, _fallback.NUMEL], len(layout.sites)
-            ).astype(float),
+            np.bincount(layout.site_of_part, rows[:, _fallback.NUMEL], len(layout.sites)).astype(
+                float
+            ),
         )
 
     def __len__(self) -> int:

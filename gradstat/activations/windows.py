@@ -67,8 +67,8 @@ class _Half:
         self.names = {device: [name for name, _ in of_one] for device, of_one in keys.items()}
         for device, of_one in keys.items():
             parts = [packed(self.counts[key]) for key in of_one]
-            self.memory[device] = torch.cat(parts)
-            for key, part in zip(of_one, self.memory[device].split([*map(len, parts)]), strict=True):
+            self.memory[device] = memory = torch.cat(parts)
+            for key, part in zip(of_one, memory.split_with_sizes([*map(len, parts)]), strict=True):
                 row, counts = part.tensor_split([_kernels.NUM_COLUMNS])
                 shape = self.counts[key].counts.shape
                 self.counts[key] = UnitCounts(counts.view(shape), row.view(torch.float64))
@@ -151,7 +151,8 @@ class Windows:
                 device: torch.cat([h.memory[device] for h in halves if device in h.memory])
                 for device in devices
             }
-            positions = [sum(half.positions[name] for half in halves) for name in self._sites]
+            newer, older = (half.positions for half in halves)
+            positions = [newer.get(name, 0) + older.get(name, 0) for name in self._sites]
             steps = self._newer_steps + self._older_steps
             return ActivationTable(self._layout, memory, positions, steps=steps)
 
