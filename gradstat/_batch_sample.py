@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from copy import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ class TensorSample(NamedTuple):
 
 
 class BatchSample:
-    """What is kept of one batch.
+    """What is kept of one batch; it does not change.
 
     Args:
         step: Finished optimizer steps.
@@ -55,10 +56,13 @@ class BatchSample:
 
         self._take(batch)
 
-    def add(self, batch: Mapping[str, Tensor], loss: float | Tensor | None) -> None:
-        """Take what was not yet told of this step; of a second batch in a step nothing is kept."""
-        self._take({name: value for name, value in batch.items() if name not in self.tensors})
-        self.loss = loss if self.loss is None else self.loss
+    def extended(self, batch: Mapping[str, Tensor], loss: float | Tensor | None) -> BatchSample:
+        """Return it with what was not yet told of this step; nothing of a second batch is kept."""
+        longer = copy(self)
+        longer.tensors = dict(self.tensors)
+        longer._take({name: value for name, value in batch.items() if name not in self.tensors})
+        longer.loss = loss if self.loss is None else self.loss
+        return longer
 
     def _take(self, batch: Mapping[str, Tensor]) -> None:
         whole = {name: tensor.detach() for name, tensor in batch.items()}

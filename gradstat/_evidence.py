@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import cache
 from operator import is_
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
 from gradstat import _kernels
@@ -46,20 +48,25 @@ class Facts(NamedTuple):
     model: ModelFacts | None
 
 
-def facts_of(optimizer: Optimizer, watched: Watched) -> Facts:
+def facts_of(optimizer: Optimizer, watched: Watched, known: Layers) -> Facts:
     """Return them as they are now. Synchronises where a learning rate is a tensor."""
-    model = watched.model
-    groups = optimizer.param_groups
+    model, groups = watched.model, optimizer.param_groups
     parameters = watched.parameters(groups)
-    modules: list[nn.Module] = []
+    group_of = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
+    owners: dict[int, str] = {}
     facts = None
     if model is not None:
         prefixed = modules_of(model)
         named = named_parameters(model, prefixed)
         modules = [module for _, module in prefixed]
-        forgotten = watched.others.forgotten(named, groups)
-        facts = model_facts(named, modules, optimizer, forgotten)
-    layers = layers_of(watched.names, optimizer, modules, parameters)
+        owners = {
+            id(parameter): type(module).__name__
+            for module in reversed(modules)  # the first that has it is its owner
+            for parameter in module._parameters.values()
+        }
+        forgotten = watched.others.forgotten(named, group_of)
+        facts = model_facts(named, modules, group_of.keys(), forgotten)
+    layers = known.of(watched.names, parameters, owners, group_of)
     return Facts(layers, optimizer_facts(optimizer), facts)
 
 
@@ -127,6 +134,24 @@ def probes_of(done: Sequence[Probe], n_layers: int) -> Probes:
     )
 
 
+class BatchArrays:
+    """The samples as arrays, each brought to the host once."""
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[BatchSample, Batch] = WeakKeyDictionary()
+
+    def of(self, samples: Iterable[BatchSample]) -> tuple[Batch, ...]:
+        """Return them as arrays. Where one is new, synchronises as `batch_of` does."""
+        return tuple([self._known.get(s) or self._keep(s) for s in samples])
+
+    def _keep(self, sample: BatchSample) -> Batch:
+        self._known[sample] = batch = batch_of(sample)
+        return batch
+
+    def __reduce__(self) -> tuple[type[BatchArrays], tuple[()]]:
+        return BatchArrays, ()
+
+
 def batch_of(sample: BatchSample) -> Batch:
     """Return a sample as arrays. Synchronises where it lies on a device."""
     tensors = sample.tensors
@@ -148,33 +173,41 @@ def batch_of(sample: BatchSample) -> Batch:
     )
 
 
-def layers_of(
-    names: Sequence[str],
-    optimizer: Optimizer,
-    modules: Sequence[nn.Module],
-    watched: Sequence[Tensor],
-) -> tuple[Layer, ...]:
-    """Return what is known of each watched parameter."""
-    owners: dict[int, str] = {}
-    for module in modules:
-        if module._parameters:
-            owner = type(module).__name__
-            for parameter in module._parameters.values():
-                owners.setdefault(id(parameter), owner)
-    groups = {
-        id(p): i for i, group in enumerate(optimizer.param_groups) if i for p in group["params"]
-    }
-    ids = list(map(id, watched))
-    return tuple(
-        map(
-            Layer,
+class Layers:
+    """What is known of each watched parameter, made anew where some of it has changed."""
+
+    def __init__(self) -> None:
+        self._columns: tuple[Sequence[Any], ...] = ()
+        self._layers: tuple[Layer, ...] = ()
+
+    def of(
+        self,
+        names: Sequence[str],
+        watched: Sequence[Tensor],
+        owners: Mapping[int, str],
+        group_of: Mapping[int, int],
+    ) -> tuple[Layer, ...]:
+        """Return it, one for each parameter.
+
+        Args:
+            names: Their names.
+            watched: The parameters.
+            owners: Class of the module that a parameter belongs to, by the parameter's ``id``.
+            group_of: Its group in the optimizer.
+        """
+        ids = list(map(id, watched))
+        columns = (
             names,
-            [tuple(parameter.shape) for parameter in watched],
-            [_epsilon(parameter.dtype) for parameter in watched],
+            [parameter.shape for parameter in watched],
+            [parameter.dtype for parameter in watched],
             [owners.get(key, "") for key in ids],
-            [groups.get(key, 0) for key in ids],
+            [group_of[key] for key in ids],
         )
-    )
+        if columns != self._columns:
+            _, shapes, dtypes, classes, groups = self._columns = columns
+            epsilons = map(_epsilon, dtypes)
+            self._layers = tuple(map(Layer, names, map(tuple, shapes), epsilons, classes, groups))
+        return self._layers
 
 
 @cache
@@ -213,24 +246,22 @@ def optimizer_facts(optimizer: Optimizer) -> OptimizerFacts:
 
 
 def model_facts(
-    named: Named, modules: Sequence[nn.Module], optimizer: Optimizer, forgotten: tuple[str, ...]
+    named: Named, modules: Sequence[nn.Module], stepped: Set[int], forgotten: tuple[str, ...]
 ) -> ModelFacts:
-    """Return what the rules ask of a model with these parameters and modules."""
-    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    """Return what the rules ask of a model with these parameters and modules.
+
+    ``stepped`` are the ids of the optimizer's parameters, ``forgotten`` the names of others.
+    """
     own = {id(p) for _, p in named}
     return ModelFacts(
-        modules=tuple(type(module).__name__ for module in modules if not module._modules),
-        n_parameters=sum(p.numel() for _, p in named),
-        frozen=tuple(name for name, p in named if not p.requires_grad),
+        modules=tuple([type(module).__name__ for module in modules if not module._modules]),
+        n_parameters=sum([p.numel() for _, p in named]),
+        frozen=tuple([name for name, p in named if not p.requires_grad]),
         forgotten=forgotten,
         n_strangers=len(stepped - own),
         n_own=len(stepped & own),
-        dropout=max((float(getattr(m, "p", 0.0)) for m in modules if _drops(m)), default=0.0),
+        dropout=max([float(m.p) for m in modules if isinstance(m, _DropoutNd)], default=0.0),
     )
-
-
-def _drops(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.dropout._DropoutNd)
 
 
 def _as_float(loss: float | Tensor | None) -> float | None:

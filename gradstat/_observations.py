@@ -165,7 +165,7 @@ class Observations:
 
     def _sample(self, step: int, batch: dict[str, Tensor], loss: Scalar | None) -> None:
         if self.samples and self.samples[-1].step == step:
-            self.samples[-1].add(batch, loss)
+            self.samples[-1] = self.samples[-1].extended(batch, loss)
             return
         self.samples.append(BatchSample(step, batch, loss))
         if len(self.samples) >= MAX_SAMPLES:

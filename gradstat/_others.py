@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Container, MutableMapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,18 +31,19 @@ class Others:
         if self._is_noted:
             return
         self._is_noted = True
-        for _, parameter in _others(named_parameters(model), groups):
+        stepped = {id(parameter) for group in groups for parameter in group["params"]}
+        for _, parameter in _others(named_parameters(model), stepped):
             self._first[parameter] = _table(parameter)
 
-    def forgotten(self, named: Named, groups: list[dict[str, Any]]) -> tuple[str, ...]:
+    def forgotten(self, named: Named, stepped: Container[int]) -> tuple[str, ...]:
         """Return which of a model's parameters have a gradient and have never changed.
 
-        Synchronises.
+        ``stepped`` are the ids of the optimizer's parameters. Synchronises.
 
         One that has come to require a gradient since the last look is noted first.
         """
         found = []
-        for name, parameter in _others(named, groups):
+        for name, parameter in _others(named, stepped):
             if parameter.grad is None:
                 continue
             table = _table(parameter)
@@ -52,8 +53,7 @@ class Others:
         return tuple(found)
 
 
-def _others(named: Named, groups: list[dict[str, Any]]) -> Named:
-    stepped = {id(parameter) for group in groups for parameter in group["params"]}
+def _others(named: Named, stepped: Container[int]) -> Named:
     return [(name, p) for name, p in named if id(p) not in stepped and p.requires_grad]
 
 

@@ -13,9 +13,10 @@ from gradstat import _checkpoint
 from gradstat._accumulation import Accumulation
 from gradstat._dead_units import DeadUnits, dead_units_of
 from gradstat._evidence import (
+    BatchArrays,
     Facts,
+    Layers,
     ProbeArrays,
-    batch_of,
     curve_of,
     facts_of,
     sites_of,
@@ -30,7 +31,7 @@ from gradstat._watched import Watched
 from gradstat.activations import ActivationMonitor, ActivationTable
 from gradstat.clipping.clipper import Clipper
 from gradstat.diagnosis import RULES, Finding, Rule, coverage, diagnose
-from gradstat.diagnosis.evidence import Evidence
+from gradstat.diagnosis.evidence import Evidence, Site
 from gradstat.errors import ArgumentTypeError, ArgumentValueError
 
 if TYPE_CHECKING:
@@ -73,9 +74,11 @@ class Monitor(Readings):
         self._watched = watched
         self._accumulation = accumulation
         self._activations = activations
-        self._first_activations: ActivationTable | None = None
+        self._first_activations: ActivationTable | tuple[Site, ...] = ()
         self._probes = probes
         self._arrays = ProbeArrays()
+        self._batches = BatchArrays()
+        self._layers = Layers()
         self._observations = Observations(recorder.length)
         self._callbacks: list[Callable[[Monitor], Any]] = []
 
@@ -123,8 +126,8 @@ class Monitor(Readings):
         Does not synchronise and holds no graph. Under each name the last 512 numbers are kept, and
         up to 512 spread evenly over all before. Larger tensors are looked at in probed steps alone:
         the first four and then fewer and fewer. Of ``inputs``, ``outputs`` and ``targets`` samples
-        of up to 40 such steps are kept, at most 65536 elements of each tensor; of another name the
-        last ``window`` tables.
+        of up to 40 such steps are kept, at most 65536 elements of each tensor, and from the first
+        diagnosis on the same in fp64 on the host; of another name the last ``window`` tables.
 
         Raises:
             ArgumentTypeError: Another value is neither a number nor a tensor; none is kept.
@@ -180,16 +183,21 @@ class Monitor(Readings):
             first_nonfinite=self._recorder.first_nonfinite,
             decisions=self.decisions,
             curves={name: curve_of(self._observations.scalars(name)) for name in names},
-            batches=tuple(batch_of(sample) for sample in self._observations.samples),
+            batches=self._batches.of(self._observations.samples),
             optimizer=facts.optimizer,
             model=facts.model,
             sites=sites_of(self._activations.table()) if self._activations is not None else (),
-            first_sites=sites_of(self._first_activations) if self._first_activations else (),
+            first_sites=self._first_sites(),
             activations_watched=self._activations is not None,
             skipped_steps=self.skipped_steps,
             accumulated_steps=self._accumulation.steps,
             unprobed=self._probes.failure,
         )
+
+    def _first_sites(self) -> tuple[Site, ...]:
+        if isinstance(self._first_activations, ActivationTable):
+            self._first_activations = sites_of(self._first_activations)
+        return self._first_activations
 
     def _facts(self) -> Facts:
         """Return what is known of optimizer and model: now, or in a copy when it was made."""
@@ -201,7 +209,7 @@ class Monitor(Readings):
                 "a monitor must be asked for a diagnosis while its optimizer exists; keep the "
                 "optimizer, or a copy.deepcopy of the monitor"
             )
-        return facts_of(optimizer, self._watched)
+        return facts_of(optimizer, self._watched, self._layers)
 
     def diagnose(self) -> list[Finding]:
         """Return what is wrong with the run: the likeliest cause first, each before its symptoms.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gradstat import _kernels
 from gradstat.activations.kinds import chosen_bounds, find_kind
-from gradstat.activations.table import ActivationStats, ActivationTable, Measured
+from gradstat.activations.table import ActivationStats, ActivationTable, Layout, Measured, packed
 from gradstat.errors import ArgumentTypeError
 
 
@@ -58,4 +58,7 @@ def activation_stats(
     rule = found.rule(bounds, x.dtype if isinstance(x, Tensor) else torch.float64)
     counts = _kernels.units(x, rule, unit_dim, name="x")
     positions = x.numel() // max(x.size(unit_dim) if x.dim() else 1, 1)
-    return ActivationTable([Measured(found.name, found, [counts], positions)], steps=1)[0]
+    site, device = Measured(found.name, found, counts.counts.shape[1]), counts.row.device
+    layout = Layout([site], {device: [site.name]})
+    with torch.no_grad():
+        return ActivationTable(layout, {device: packed(counts)}, [positions], steps=1)[0]

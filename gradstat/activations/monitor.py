@@ -44,7 +44,8 @@ class ActivationMonitor:
     and what goes wrong ends in one warning. A copy (`copy.deepcopy`, pickle)
     keeps its table and watches nothing.
 
-    Memory on the activations' device: 48 bytes for each unit and 192 for each site.
+    Memory on the activations' device: 48 bytes for each unit and 192 for each site; from the first
+    table that is read on, as much on the host.
 
     Args:
         model: The model; of one inside of `DataParallel` and the like the inner one is watched.

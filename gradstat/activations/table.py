@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradstat import _fallback
+from gradstat import _fallback, _kernels
 from gradstat._html import html_table
 from gradstat._table_rows import layer_not_found
 from gradstat._units import UnitCounts
@@ -26,16 +26,62 @@ Floats = NDArray[np.float64]
 
 
 class Measured(NamedTuple):
-    """The counts of one site as they lie on the devices, in parts that are to be added."""
+    """A site, and what is counted of it."""
 
     name: str
     kind: Kind
-    parts: Sequence[UnitCounts]
-    positions: int
-    """Elements over the length of the dimension that sums to 1, where the kind has one."""
-
+    units: int
     weight: str | None = None
     """Name of the weight whose rows are the units, where it is known."""
+
+
+def packed(counts: UnitCounts) -> Tensor:
+    """Return the row and then the counts of one site as one tensor: int64 (12 + 3 units,)."""
+    return torch.cat([counts.row.view(torch.int64), counts.counts.view(-1)])
+
+
+class Layout:
+    """What the numbers in a table's memory are of; the same for every table of the same sites.
+
+    Args:
+        sites: In the order in which they were called.
+        parts: On each device, the sites by name whose numbers lie there one after the other, in the
+            form of `packed`. Those of a site that is named several times are to be added.
+    """
+
+    def __init__(
+        self, sites: Sequence[Measured], parts: Mapping[torch.device, Sequence[str]]
+    ) -> None:
+        self.sites = tuple(sites)
+        self.parts = parts
+        self.index = {site.name: place for place, site in enumerate(sites)}
+        self.kinds = tuple([site.kind.name for site in sites])
+        self.units = np.array([site.units for site in sites], np.int64)
+        self.starts: NDArray[np.int64] = np.concatenate([[0], self.units.cumsum()])
+        """Place of each site's first unit, and of the end: (sites + 1,)."""
+
+        self.by_position = np.array([site.kind.by_position for site in sites], bool)
+        self.site_of_part = np.array(
+            [self.index[name] for names in parts.values() for name in names], np.int64
+        )
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """Places of each part's row in the memory of all devices: (parts, 12)."""
+        sizes = _kernels.NUM_COLUMNS + 3 * self.units[self.site_of_part]
+        first: NDArray[np.int64] = sizes.cumsum() - sizes
+        return first[:, None] + np.arange(_kernels.NUM_COLUMNS)
+
+    @cached_property
+    def targets(self) -> NDArray[np.int64]:
+        """Place of each count of the parts in those of all sites, which are (3, units)."""
+        units = self.units[self.site_of_part]
+        within = np.concatenate([np.arange(3 * n) for n in units] or [np.zeros(0, np.int64)])
+        units, first = (
+            np.repeat(of_part, 3 * units) for of_part in (units, self.starts[self.site_of_part])
+        )
+        targets: NDArray[np.int64] = within // units * self.starts[-1] + first + within % units
+        return targets
 
 
 class _Host(NamedTuple):
@@ -82,26 +128,23 @@ class ActivationTable:
         >>> table["encoder.2/relu#0"].saturated_fraction
     """
 
-    def __init__(self, measured: Sequence[Measured], *, steps: int) -> None:
-        self._measured = tuple(measured)
-        self._index = {entry.name: place for place, entry in enumerate(self._measured)}
+    def __init__(
+        self,
+        layout: Layout,
+        memory: Mapping[torch.device, Tensor],
+        positions: Sequence[int],
+        *,
+        steps: int,
+    ) -> None:
+        self._layout = layout
+        self._memory = dict(memory)
+        self._positions = positions
         self._steps = steps
-        self._places: dict[torch.device, list[int]] = {}
-        parts: dict[torch.device, list[UnitCounts]] = {}
-        for place, entry in enumerate(self._measured):
-            for part in entry.parts:
-                device = part.row.device
-                if device not in parts:
-                    self._places[device], parts[device] = [], []
-                self._places[device].append(place)
-                parts[device].append(part)
-        with torch.no_grad():  # one copy for each device, now: the windows go on
-            self._copies = {device: _flat(chosen) for device, chosen in parts.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
         """Name of each site: the module that called, the function, and which call of it."""
-        return tuple(self._index)
+        return tuple(self._layout.index)
 
     @property
     def steps(self) -> int:
@@ -113,7 +156,7 @@ class ActivationTable:
 
         Nothing may be read of the table until the copies have arrived.
         """
-        self._copies = {device: copy(tensor) for device, tensor in self._copies.items()}
+        self._memory = {device: copy(tensor) for device, tensor in self._memory.items()}
 
     @cached_property
     def moments(self) -> StatTable:
@@ -134,13 +177,12 @@ class ActivationTable:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Kind of each site."""
-        return tuple(entry.kind.name for entry in self._measured)
+        return self._layout.kinds
 
     @property
     def units(self) -> NDArray[np.int64]:
         """Units of each site, shape (sites,)."""
-        units: NDArray[np.int64] = np.diff(self._host.starts)
-        return units
+        return self._layout.units
 
     @cached_property
     def dead_units(self) -> NDArray[np.int64]:
@@ -154,9 +196,8 @@ class ActivationTable:
     def saturated_fractions(self) -> Floats:
         """`ActivationStats.saturated_fraction` of each site, shape (sites,)."""
         low, high = map(self._host.by_site, self._host.counts[1:])
-        by_position = np.array([entry.kind.by_position for entry in self._measured], bool)
-        positions = [entry.positions for entry in self._measured]
-        of = np.where(by_position, positions, self._host.numel)
+        by_position = self._layout.by_position
+        of = np.where(by_position, self._positions, self._host.numel)
         seen = np.where(by_position, high, low + high)
         fractions: Floats = np.divide(seen, of, out=np.full(len(of), np.nan), where=of > 0)
         return fractions
@@ -164,42 +205,38 @@ class ActivationTable:
     @cached_property
     def _host(self) -> _Host:
         """What was counted, on the host, the parts of each site added."""
-        units = np.array([entry.parts[0].counts.shape[1] for entry in self._measured], np.int64)
-        starts = np.concatenate([[0], units.cumsum()])
-        sites, rows, counts = [np.zeros(0, np.int64)], [np.zeros((0, 12))], [np.zeros((3, 0))]
-        for device, copy in self._copies.items():
-            places, host = self._places[device], copy.cpu().numpy()
-            sites.append(np.array(places))
-            rows.append(host[: 12 * len(places)].reshape(-1, 12))
-            counts.append(host[12 * len(places) :].reshape(3, -1))
-        site_of_part, of_parts = np.concatenate(sites), np.concatenate(counts, axis=1)
-        sizes = units[site_of_part]
-        shift = starts[site_of_part] - (sizes.cumsum() - sizes)
-        target = np.repeat(shift, sizes) + np.arange(of_parts.shape[1])
-        summed = [np.bincount(target, part, starts[-1]) for part in of_parts]  # exact below 2^53
-        rows_of_parts = np.concatenate(rows)
+        layout = self._layout
+        parts = [np.zeros(0, np.int64), *(t.cpu().numpy() for t in self._memory.values())]
+        memory = np.concatenate(parts)
+        rows = memory[layout.rows].view(np.float64)
+        is_count = np.ones(len(memory), bool)
+        is_count[layout.rows] = False
+        n_counts = 3 * layout.starts[-1]
+        summed = np.bincount(layout.targets, memory[is_count], n_counts)  # exact below 2^53
         return _Host(
-            np.array(summed).astype(np.int64),
-            starts,
-            rows_of_parts,
-            site_of_part,
-            np.bincount(site_of_part, rows_of_parts[:, _fallback.NUMEL], len(units)).astype(float),
+            summed.astype(np.int64).reshape(3, -1),
+            layout.starts,
+            rows,
+            layout.site_of_part,
+            np.bincount(layout.site_of_part, rows[:, _fallback.NUMEL], len(layout.sites)).astype(
+                float
+            ),
         )
 
     def __len__(self) -> int:
-        return len(self._measured)
+        return len(self._layout.sites)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._index
+        return name in self._layout.index
 
     def __iter__(self) -> Iterator[ActivationStats]:
         return (ActivationStats(self, place) for place in range(len(self)))
 
     def __getitem__(self, key: str | int) -> ActivationStats:
         if isinstance(key, str):
-            if key not in self._index:
+            if key not in self._layout.index:
                 raise layer_not_found(key, self.names)
-            return ActivationStats(self, self._index[key])
+            return ActivationStats(self, self._layout.index[key])
         try:
             place = operator.index(key)
         except TypeError:
@@ -242,7 +279,7 @@ class ActivationStats:
 
     @property
     def _entry(self) -> Measured:
-        return self._table._measured[self._place]
+        return self._table._layout.sites[self._place]
 
     @property
     def _counts(self) -> NDArray[np.int64]:
@@ -273,7 +310,7 @@ class ActivationStats:
     @property
     def units(self) -> int:
         """Channels or features: the length of ``unit_dim``."""
-        return int(self._entry.parts[0].counts.shape[1])
+        return self._entry.units
 
     # ---- counts: the first of these waits for the device ----
 
@@ -340,7 +377,7 @@ class ActivationStats:
     def high_fraction(self) -> float:
         """Share of elements that are saturated high; of softmax, share of positions."""
         by_position = self._entry.kind.by_position
-        of = self._entry.positions if by_position else self._numel
+        of = self._table._positions[self._place] if by_position else self._numel
         return self.saturated_high / of if of else float("nan")
 
     @property
@@ -363,19 +400,13 @@ class ActivationStats:
 
     def __repr__(self) -> str:
         if "_host" not in vars(self._table) and any(
-            device.type != "cpu" for device in self._table._copies
+            device.type != "cpu" for device in self._table._memory
         ):
             return f"ActivationStats({self.name!r}, {self.units} units, not read yet)"
         return (
             f"ActivationStats({self.name!r}, {self.dead_units} of {self.units} units dead, "
             f"{self.saturated_fraction:.1%} saturated, {self.zero_fraction:.1%} zero)"
         )
-
-
-def _flat(parts: Sequence[UnitCounts]) -> Tensor:
-    """Return the rows and then the counts of parts on one device as one tensor."""
-    counts = torch.cat([part.counts for part in parts], 1)
-    return torch.cat([torch.cat([part.row for part in parts]), counts.view(-1).double()])
 
 
 def _cells(row: ActivationStats) -> tuple[str, ...]:

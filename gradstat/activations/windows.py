@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections import Counter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,32 +12,7 @@ from torch import Tensor
 from gradstat import _kernels
 from gradstat._units import UnitCounts
 from gradstat.activations.kinds import Bounds, Kind
-from gradstat.activations.table import ActivationTable, Measured
-
-
-@dataclass
-class _Half:
-    """Counts of one site, one window for each device, and the positions that they are of."""
-
-    by_device: dict[torch.device, UnitCounts] = field(default_factory=dict)
-    positions: int = 0
-
-    def clear(self) -> None:
-        """Begin anew in the same memory."""
-        self.positions = 0
-        for window in self.by_device.values():
-            window.counts.zero_()
-            window.row.zero_()
-
-
-@dataclass
-class _Site:
-    kind: Kind
-    bounds: Bounds
-    units: int
-    weight: str | None
-    newer: _Half = field(default_factory=_Half)
-    older: _Half = field(default_factory=_Half)
+from gradstat.activations.table import ActivationTable, Layout, Measured, packed
 
 
 class Call(NamedTuple):
@@ -50,6 +25,60 @@ class Call(NamedTuple):
     unit_dim: int
     positions: int = 0
     weight: str | None = None
+
+
+class _Site(NamedTuple):
+    kind: Kind
+    bounds: Bounds
+    units: int
+    weight: str | None
+
+
+class _Half:
+    """Counts of the sites over some steps, one window for each device that a site was on."""
+
+    def __init__(self) -> None:
+        self.counts: dict[tuple[str, torch.device], UnitCounts] = {}
+        self.positions: Counter[str] = Counter()
+        self.memory: dict[torch.device, Tensor] = {}
+        """The numbers of all windows, side by side once `pack` has been called."""
+
+        self.names: dict[torch.device, list[str]] = {}
+        """The sites that they are of, in order."""
+
+    def begin(self, key: tuple[str, torch.device], window: UnitCounts) -> None:
+        """Take a window of a site on a device."""
+        self.counts[key] = window
+        self.memory = {}
+
+    def forget(self, name: str) -> None:
+        """Drop the windows of a site."""
+        self.counts = {key: window for key, window in self.counts.items() if key[0] != name}
+        del self.positions[name]
+        self.memory = {}
+
+    def pack(self) -> None:
+        """Lay the windows of each device side by side, so that one copy takes them all."""
+        if self.memory:
+            return
+        keys: dict[torch.device, list[tuple[str, torch.device]]] = {}
+        for key, window in self.counts.items():
+            keys.setdefault(window.row.device, []).append(key)
+        self.names = {device: [name for name, _ in of_one] for device, of_one in keys.items()}
+        for device, of_one in keys.items():
+            parts = [packed(self.counts[key]) for key in of_one]
+            self.memory[device] = memory = torch.cat(parts)
+            for key, part in zip(of_one, memory.split_with_sizes([*map(len, parts)]), strict=True):
+                row, counts = part.tensor_split([_kernels.NUM_COLUMNS])
+                shape = self.counts[key].counts.shape
+                self.counts[key] = UnitCounts(counts.view(shape), row.view(torch.float64))
+
+    def clear(self) -> None:
+        """Begin anew in the same memory."""
+        self.pack()
+        self.positions.clear()
+        for memory in self.memory.values():
+            memory.zero_()
 
 
 class Windows:
@@ -65,8 +94,11 @@ class Windows:
         self._length = length
         self._half_length = max(1, length // 2)
         self._sites: dict[str, _Site] = {}
+        self._newer = _Half()
+        self._older = _Half()
         self._newer_steps = 0
         self._older_steps = 0
+        self._layout: Layout | None = None
         self._step: int | None = None
         self._lock = threading.Lock()
 
@@ -78,51 +110,71 @@ class Windows:
                 self._step = step
                 self._open_step()
             site = self._sites.get(call.name)
-            if site is None or (site.kind, site.bounds, site.units) != (
-                call.kind,
-                call.bounds,
-                units,
-            ):
-                site = _Site(call.kind, call.bounds, units, call.weight)
-            half, device = site.newer, call.output.device
-            half.by_device[device] = _kernels.units(
+            is_known = site is not None and site[:3] == (call.kind, call.bounds, units)
+            key = call.name, call.output.device
+            before = self._newer.counts.get(key) if is_known else None
+            window = _kernels.units(
                 call.output,
                 call.kind.rule(call.bounds, call.output.dtype),
                 call.unit_dim,
-                half.by_device.get(device),
+                before,
                 name=call.name,
             )
-            half.positions += call.positions
-            self._sites[call.name] = site
+            if not is_known:
+                if site is not None:
+                    self._newer.forget(call.name)
+                    self._older.forget(call.name)
+                self._sites[call.name] = _Site(call.kind, call.bounds, units, call.weight)
+                self._layout = None
+            if before is None:
+                self._newer.begin(key, window)
+            self._newer.positions[call.name] += call.positions
 
     def table(self) -> ActivationTable:
         """Return what both halves hold. Does not synchronise."""
-        with self._lock:
-            measured = [
-                Measured(
-                    name,
-                    site.kind,
-                    [*site.newer.by_device.values(), *site.older.by_device.values()],
-                    site.newer.positions + site.older.positions,
-                    site.weight,
-                )
-                for name, site in self._sites.items()
-            ]
-            return ActivationTable(measured, steps=self._newer_steps + self._older_steps)
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            halves = (self._newer, self._older)
+            for half in halves:
+                half.pack()
+            devices = self._newer.memory | self._older.memory
+            parts = {
+                device: [name for half in halves for name in half.names.get(device, ())]
+                for device in devices
+            }
+            if self._layout is None or self._layout.parts != parts:
+                sites = [
+                    Measured(name, site.kind, site.units, site.weight)
+                    for name, site in self._sites.items()
+                ]
+                self._layout = Layout(sites, parts)
+            memory = {
+                device: torch.cat([h.memory[device] for h in halves if device in h.memory])
+                for device in devices
+            }
+            newer, older = (half.positions for half in halves)
+            positions = [newer.get(name, 0) + older.get(name, 0) for name in self._sites]
+            steps = self._newer_steps + self._older_steps
+            return ActivationTable(self._layout, memory, positions, steps=steps)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_lock": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state | {"_lock": threading.Lock()}
+    def __reduce__(self) -> tuple[type[_Copy], tuple[ActivationTable]]:
+        return _Copy, (self.table(),)
 
     def _open_step(self) -> None:
         """Begin a sampled step; the older half is forgotten where the newer one is full."""
         if self._newer_steps == self._half_length:
-            for site in self._sites.values():
-                if self._length > 1:
-                    site.newer, site.older = site.older, site.newer
-                site.newer.clear()
+            if self._length > 1:
+                self._newer, self._older = self._older, self._newer
+            self._newer.clear()
             self._older_steps = self._newer_steps if self._length > 1 else 0
             self._newer_steps = 0
         self._newer_steps += 1
+
+
+class _Copy(NamedTuple):
+    """What a copy of windows holds: it counts nothing."""
+
+    kept: ActivationTable
+
+    def table(self) -> ActivationTable:
+        """Return what both halves held."""
+        return self.kept

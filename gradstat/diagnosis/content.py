@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradstat.diagnosis.data import feature_deviations, input_rows
 from gradstat.diagnosis.evidence import Floats
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.rule import Case, Rule
@@ -29,11 +28,11 @@ class HardlyDiffer(Rule):
     """Largest deviation of a feature over the root mean square of all, at most."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
-        rows = input_rows(case)
+        rows = case.input_rows
         if case.learns or len(rows) < 2 or _are_tokens(case):
             return
-        size = float(np.sqrt(np.vdot(rows, rows) / rows.size))
-        widest = float(feature_deviations(rows).max())
+        size = case.input_rms
+        widest = float(case.input_deviations.max())
         if 0 < widest < self.differ * size:
             yield _finding(
                 "the inputs hardly differ from row to row: what tells them apart is lost beside "
@@ -64,8 +63,8 @@ class OneToken(Rule):
     def judge(self, case: Case) -> Iterator[Finding]:
         if not _are_tokens(case) or case.learns or case.left is None or case.left < self.left:
             return
-        rows = input_rows(case)
-        if not any(layer.is_embedding for layer in case.run.layers) or not rows.size:
+        rows = case.input_rows
+        if not case.run.embeddings or not rows.size:
             return
         ids, counts = np.unique(rows, return_counts=True)
         share = float(counts.max() / rows.size)
@@ -104,10 +103,10 @@ class WrongAxis(Rule):
             return
         if any(len(batch.shapes.get("inputs", ())) != 2 for batch in case.run.batches):
             return
-        rows = input_rows(case)
+        rows = case.input_rows
         if rows.shape[0] < 2 or rows.shape[1] < 3 or not self._are_standardised(rows):
             return
-        means, spreads = rows.mean(axis=0), feature_deviations(rows)
+        means, spreads = rows.mean(axis=0), case.input_deviations
         apart = float((means.max() - means.min()) / max(np.median(spreads), 1e-12))
         if apart > self.apart:
             yield _finding(
@@ -120,9 +119,9 @@ class WrongAxis(Rule):
             )  # fmt: skip
 
     def _are_standardised(self, rows: Floats) -> bool:
-        off = max(np.abs(rows.mean(axis=1)).max(), np.abs(rows.std(axis=1) - 1).max())
-        ddof = np.abs(rows.std(axis=1, ddof=1) - 1).max()
-        return bool(min(off, max(np.abs(rows.mean(axis=1)).max(), ddof)) < self.exact)
+        if np.abs(rows.mean(axis=1)).max() >= self.exact:
+            return False
+        return any(np.abs(rows.std(axis=1, ddof=ddof) - 1).max() < self.exact for ddof in (0, 1))
 
 
 def _are_tokens(case: Case) -> bool:

@@ -16,28 +16,6 @@ from gradstat.diagnosis.rule import Case, Rule
 _NORMALISES = ("BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "RMSNorm")
 
 
-def input_rows(case: Case) -> Floats:
-    """Return the sampled rows of inputs that are finite, (n, features), or none."""
-    arrays = [
-        batch.inputs.reshape(len(batch.inputs), -1)
-        for batch in case.run.batches
-        if batch.inputs is not None and batch.inputs.size
-    ]
-    width = arrays[0].shape[1] if arrays else 0
-    alike = [array for array in arrays if array.shape[1] == width]
-    rows = np.concatenate(alike) if alike else np.zeros((0, 0))
-    is_finite = np.isfinite(np.vdot(rows, rows))  # a single pass, and hardly ever another one
-    return rows if is_finite else rows[np.isfinite(rows).all(-1)]
-
-
-def feature_deviations(rows: Floats) -> Floats:
-    """Return the standard deviation of each column, exactly 0 where all rows are the same."""
-    centred = rows - rows[0]
-    centred -= centred.sum(0) / len(rows)
-    deviations: Floats = np.sqrt(np.einsum("ij,ij->j", centred, centred) / len(rows))
-    return deviations
-
-
 @dataclass(frozen=True)
 class NonfiniteInputs(Rule):
     """NaN or Inf in the inputs or targets: everything behind them becomes NaN."""
@@ -49,7 +27,7 @@ class NonfiniteInputs(Rule):
         for name, code in (("inputs", "bad-inputs"), ("targets", "bad-targets")):
             for batch in case.run.batches:
                 array = batch.inputs if name == "inputs" else batch.targets
-                if array is None or np.isfinite(array).all():
+                if array is None or name in batch.finite:
                     continue
                 share = 1 - float(np.isfinite(array).mean())
                 yield Finding(
@@ -88,11 +66,10 @@ class InputScale(Rule):
     """Ratio of the largest feature's deviation to the median one's, where the former is `large`."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
-        rows = input_rows(case)
+        rows = case.input_rows
         if rows.shape[0] < 2:
             return
-        rms = float(np.sqrt(np.vdot(rows, rows) / rows.size))
-        deviations = feature_deviations(rows)
+        rms, deviations = case.input_rms, case.input_deviations
         if not deviations.any():
             yield self._finding(
                 "every sampled row of the inputs is the same, so nothing can be told from them",
@@ -173,8 +150,7 @@ class Unshuffled(Rule):
         task = case.task
         if task.kind not in ("classes", "binary") or len(task.shares) < 2:
             return
-        flat = [b.targets.ravel() for b in task.with_targets if b.targets is not None]
-        batches = [kept for targets in flat if (kept := targets[targets >= 0]).size >= 8]
+        batches = [batch.classes for batch in task.with_targets if batch.classes.size >= 8]
         if len(batches) < self.min_batches:
             return
         val = case.run.val_loss  # a model that follows the order is right in each batch

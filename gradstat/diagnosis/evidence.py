@@ -37,16 +37,6 @@ class Layer(NamedTuple):
     """Its group in the optimizer."""
 
     @property
-    def is_matrix(self) -> bool:
-        """Whether it multiplies what flows through: no bias, no gain of a normalisation."""
-        return len(self.shape) >= 2 and self.module not in _EMBEDDINGS
-
-    @property
-    def is_embedding(self) -> bool:
-        """Whether it is a table that rows are picked from."""
-        return self.module in _EMBEDDINGS
-
-    @property
     def fan_in(self) -> int:
         """Numbers that each output is a sum of."""
         return math.prod(self.shape[1:])
@@ -152,6 +142,48 @@ class Batch:
     """Whether outputs and targets are all there, so that the loss can be computed again."""
 
     loss: float | None
+
+    @cached_property
+    def finite(self) -> frozenset[str]:
+        """Names of the arrays that hold neither NaN nor Inf."""
+        arrays = {"inputs": self.inputs, "outputs": self.outputs, "targets": self.targets}
+        return frozenset(n for n, a in arrays.items() if a is not None and np.isfinite(a).all())
+
+    @cached_property
+    def losses(self) -> dict[str, tuple[float, float, float]]:
+        """What loss functions make of it, as far as computed: mean, sum, standard error of mean."""
+        return {}
+
+    @cached_property
+    def input_sums(self) -> Floats:
+        """Sum of each row of the inputs, the same for rows that are equal: (n,)."""
+        if self.inputs is None or not self.inputs.size:
+            return np.zeros(0)
+        sums: Floats = np.ascontiguousarray(self.inputs.reshape(len(self.inputs), -1)).sum(-1)
+        return sums
+
+    @cached_property
+    def classes(self) -> Floats:
+        """The targets from 0 on, flat: losses ignore -100 and the like."""
+        flat = np.zeros(0) if self.targets is None else self.targets.ravel()
+        return flat[flat >= 0]
+
+    @cached_property
+    def output_range(self) -> tuple[float, float]:
+        """Smallest and largest output, (Inf, -Inf) where there is none."""
+        if self.outputs is None or not self.outputs.size:
+            return math.inf, -math.inf
+        return float(self.outputs.min()), float(self.outputs.max())
+
+    @cached_property
+    def output_spread(self) -> float | None:
+        """Deviation of the outputs over the rows, over their size; None where it is not known."""
+        outputs = self.outputs
+        if outputs is None or len(outputs) < 4 or "outputs" not in self.finite:
+            return None
+        rows = outputs.reshape(len(outputs), -1)
+        scale = float(np.sqrt(np.mean(rows**2)))
+        return float(rows.std(0).mean()) / scale if scale > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -274,9 +306,19 @@ class Evidence:
         return np.array([len(layer.shape) for layer in self.layers], np.int64)
 
     @cached_property
+    def embeddings(self) -> list[int]:
+        """Positions of the tables that rows are picked from."""
+        return [i for i, layer in enumerate(self.layers) if layer.module in _EMBEDDINGS]
+
+    @cached_property
     def matrices(self) -> NDArray[np.int64]:
-        """Positions of the layers that multiply what flows through, in the model's order."""
-        return np.array([i for i, layer in enumerate(self.layers) if layer.is_matrix], np.int64)
+        """Positions of the layers that multiply what flows through, in the model's order.
+
+        No bias, no gain of a normalisation.
+        """
+        are_matrices = self.dimensions >= 2
+        are_matrices[self.embeddings] = False
+        return np.flatnonzero(are_matrices)
 
 
 def rms(tables: Floats) -> Floats:

@@ -77,10 +77,13 @@ class ProbabilitiesAsLogits(Rule):
                 0.96,
                 Measure("rows that share a sum of 1", float(len(outputs[0]))),
             )
-        outputs = [o for o in outputs if np.isfinite(o).all()]
-        if len(outputs) < self.min_samples:
+        finite = [batch for batch in paired if "outputs" in batch.finite]
+        if len(finite) < self.min_samples:
             return
-        in_range = all(o.min() >= 0 and o.max() <= 1 for o in outputs) and self._spread(outputs)
+        outputs = [batch.outputs for batch in finite if batch.outputs is not None]
+        lows, highs = zip(*[batch.output_range for batch in finite], strict=True)
+        low, high = min(lows), max(highs)
+        in_range = low >= 0 and high <= 1 and self._is_sigmoid(outputs, high - low)
         n_values = sum(o.size for o in outputs)
         is_squashed = in_range and task.n_classes > 1 and not all(map(are_probabilities, outputs))
         if task.loss.name == "cross-entropy" and is_squashed and n_values >= 128:
@@ -89,8 +92,8 @@ class ProbabilitiesAsLogits(Rule):
                 "takes any number: no class can be more than e times as likely as another",
                 ("remove the sigmoid and give the loss the logits",),
                 0.93,
-                Measure("smallest output", min(float(o.min()) for o in outputs), threshold=0.0),
-                Measure("largest output", max(float(o.max()) for o in outputs), threshold=1.0),
+                Measure("smallest output", low, threshold=0.0),
+                Measure("largest output", high, threshold=1.0),
             )
         is_one_of_many = task.kind == "binary" and all(map(are_probabilities, outputs))
         if is_one_of_many and task.loss.name == "bce" and (task.targets.sum(-1) != 1).any():
@@ -108,16 +111,16 @@ class ProbabilitiesAsLogits(Rule):
                 "the sigmoid of them once more: no answer below one half can be given",
                 ("remove the sigmoid and give the loss the logits", "or use BCELoss"),
                 0.95,
-                Measure("smallest output", min(float(o.min()) for o in outputs), threshold=0.0),
-                Measure("largest output", max(float(o.max()) for o in outputs), threshold=1.0),
+                Measure("smallest output", low, threshold=0.0),
+                Measure("largest output", high, threshold=1.0),
             )
 
-    def _spread(self, outputs: list[Floats]) -> bool:
+    def _is_sigmoid(self, outputs: list[Floats], width: float) -> bool:
         """Whether outputs within [0, 1] are so by a sigmoid, not by chance."""
         if all(o.std() == 0 for o in outputs):
             return False
-        is_wide = max(o.max() for o in outputs) - min(o.min() for o in outputs) > self.range
-        return is_wide or bool((abs(outputs[0].mean(axis=0) - 0.5) < self.centre).all())
+        is_centred = abs(outputs[0].mean(axis=0) - 0.5) < self.centre
+        return width > self.range or bool(is_centred.all())
 
 
 @dataclass(frozen=True)
@@ -139,15 +142,18 @@ class CutLogits(Rule):
         loss = case.task.loss
         if loss is None or loss.name not in ("cross-entropy", "bce-with-logits"):
             return
-        outputs = np.concatenate(
-            [b.outputs.ravel() for b in case.task.paired if b.outputs is not None]
-        )
-        if len(outputs) < self.min_values or not np.isfinite(outputs).all():
+        paired = case.task.paired
+        lows, highs = zip(*[batch.output_range for batch in paired], strict=True)
+        low, high = min(lows), max(highs)
+        if (low < 0 and max(-low, high) > 1) or not all("outputs" in b.finite for b in paired):
+            return
+        outputs = np.concatenate([b.outputs.ravel() for b in paired if b.outputs is not None])
+        if len(outputs) < self.min_values:
             return
         late = [b.outputs.ravel() for b in case.late if b.outputs is not None]
         zeros = float((outputs == 0).mean())
         edges = float((np.abs(np.concatenate(late)) > 0.96).mean()) if late else 0.0
-        if outputs.min() >= 0 and outputs.max() > 1 and zeros > self.zeros:
+        if low >= 0 and high > 1 and zeros > self.zeros:
             yield mismatch(
                 "no logit is ever negative and many are exactly 0, as after ReLU: a class that is "
                 "0 gets no gradient, and none can be ruled out",
@@ -155,7 +161,7 @@ class CutLogits(Rule):
                 0.93,
                 Measure("share of outputs that are 0", zeros, threshold=self.zeros),
             )
-        elif np.abs(outputs).max() <= 1 and edges > self.edges:
+        elif max(-low, high) <= 1 and edges > self.edges:
             yield mismatch(
                 "the logits stay in [-1, 1] and crowd at its ends, as after tanh: no class can be "
                 "more than e² times as likely as another",

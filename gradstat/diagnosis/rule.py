@@ -33,6 +33,35 @@ class Case:
         return shape_of(self.run.loss)
 
     @cached_property
+    def input_rows(self) -> Floats:
+        """Sampled rows of inputs that are finite, (n, features), or none."""
+        arrays = [
+            batch.inputs.reshape(len(batch.inputs), -1)
+            for batch in self.run.batches
+            if batch.inputs is not None and batch.inputs.size
+        ]
+        width = arrays[0].shape[1] if arrays else 0
+        alike = [array for array in arrays if array.shape[1] == width]
+        rows = np.concatenate(alike) if alike else np.zeros((0, 0))
+        is_finite = np.isfinite(rows)
+        return rows if is_finite.all() else rows[is_finite.all(-1)]
+
+    @cached_property
+    def input_rms(self) -> float:
+        """Their root mean square."""
+        rows = self.input_rows
+        return float(np.sqrt(np.vdot(rows, rows) / rows.size))
+
+    @cached_property
+    def input_deviations(self) -> Floats:
+        """Standard deviation of each of their columns, exactly 0 where all rows are the same."""
+        rows = self.input_rows
+        centred = rows - rows[0]
+        centred -= centred.sum(0) / len(rows)
+        deviations: Floats = np.sqrt(np.einsum("ij,ij->j", centred, centred) / len(rows))
+        return deviations
+
+    @cached_property
     def late(self) -> list[Batch]:
         """Samples of the last third of the run."""
         return [batch for batch in self.run.batches if batch.step >= self.run.step * 2 / 3]

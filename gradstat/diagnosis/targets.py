@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradstat.diagnosis.data import input_rows
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.medians import median, quantiles
 from gradstat.diagnosis.recurrence import length
@@ -265,6 +264,9 @@ class Contradictions(Rule):
     def judge(self, case: Case) -> Iterator[Finding]:
         if case.task.kind != "classes" or case.left is None or case.left < self.left:
             return
+        sums = np.concatenate([batch.input_sums for batch in case.run.batches])
+        if len(sums) - len(np.unique(sums)) < self.min_rows:
+            return
         classes: dict[bytes, list[float]] = {}
         for batch in case.run.batches:
             rows, targets = batch.inputs, batch.targets
@@ -328,7 +330,7 @@ class NoisyTraining(Rule):
         last = median(val.finite[-max(1, len(val.finite) // 5) :])
         if last > self.ratio * train:
             return
-        rows = [row.tobytes() for row in input_rows(case)]
+        rows = [row.tobytes() for row in case.input_rows]
         if len(set(rows)) > self.different * len(rows):  # augmentation or mixup makes them hard
             return
         yield Finding(

@@ -331,8 +331,15 @@ class _Losses(NamedTuple):
 
 
 def _losses(batches: Sequence[Batch], name: str) -> _Losses:
-    """Return a loss of the rows of each sample, of several samples of one shape at once."""
-    result = np.full((3, len(batches)), np.nan)
+    """Return a loss of the rows of each sample; computed once for each sample."""
+    _compute([batch for batch in batches if name not in batch.losses], name)
+    of_each = [batch.losses[name] for batch in batches]
+    return _Losses(*np.array(of_each, np.float64).reshape(-1, 3).T)
+
+
+def _compute(batches: Sequence[Batch], name: str) -> None:
+    """Compute a loss of several samples of one shape at once, and keep it with the samples."""
+    result = np.full((len(batches), 3), np.nan)
     rows = _rows(batches)
     for places in _alike(rows):
         outputs, targets = (np.stack([rows[place][side] for place in places]) for side in (0, 1))
@@ -347,10 +354,11 @@ def _losses(batches: Sequence[Batch], name: str) -> _Losses:
                 elements = LOSSES[name](*of_part).reshape(len(chosen), -1)
             if not elements.size:
                 continue
-            result[0, chosen], result[1, chosen] = elements.mean(1), elements.sum(1)
+            result[chosen, 0], result[chosen, 1] = elements.mean(1), elements.sum(1)
             if not all(batches[place].is_whole for place in chosen):
-                result[2, chosen] = elements.std(1) / math.sqrt(elements.shape[1])
-    return _Losses(*result)
+                result[chosen, 2] = elements.std(1) / math.sqrt(elements.shape[1])
+    for batch, of_one in zip(batches, result.tolist(), strict=True):
+        batch.losses[name] = tuple(of_one)
 
 
 def _alike(rows: Sequence[tuple[Floats, Floats]]) -> Iterator[list[int]]:

@@ -208,7 +208,8 @@ class NoUpdate(Rule):
         if len(probes.steps) < self.min_probes or not run.layers:
             return
         has_gradient = probes.slices[..., L2] > 0
-        judged = has_gradient.sum(0) >= self.min_probes
+        n_judged = has_gradient.sum(0)
+        judged = n_judged >= self.min_probes
         if not judged.any():
             return
         groups = [layer.group for layer in run.layers]
@@ -233,7 +234,7 @@ class NoUpdate(Rule):
             return
         alive = 1 - probes.slices[..., ZEROS] / probes.slices[..., NUMEL]
         rounded &= (alive > 0.5) & (probes.lrs > 0)[:, groups]
-        share = rounded.sum(0) / np.maximum(has_gradient.sum(0), 1)
+        share = rounded.sum(0) / np.maximum(n_judged, 1)
         matrix = np.zeros(len(run.layers), bool)
         matrix[run.matrices] = True
         lost = judged & matrix & (share > 0.7)

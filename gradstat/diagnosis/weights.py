@@ -125,8 +125,7 @@ class Initialization(Rule):
 
     def _of_embeddings(self, case: Case) -> Iterator[Finding]:
         run = case.run
-        tables = [i for i, layer in enumerate(run.layers) if layer.is_embedding]
-        for i in tables:
+        for i in run.embeddings:
             std = float(run.probes.first_std[i])
             if self.small_embedding <= std <= self.large_embedding:
                 continue
