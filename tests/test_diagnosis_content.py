@@ -11,6 +11,7 @@ from diagnosed_runs import ROWS, Reader, classes, fit, net, numbers, raised, sig
 from torch import Tensor, nn
 from torch.nn import functional
 
+import gradstat
 from gradstat.diagnosis import diagnose
 from gradstat.diagnosis.evidence import Curve
 
@@ -203,3 +204,17 @@ def test_steps_of_thrice_the_weights_are_too_large_whatever_the_loss() -> None:
     monitor = train(model, classes(), cross_entropy, see=(),
                     optimizer=torch.optim.AdamW(model.parameters(), 1.0))  # fmt: skip
     assert raised(monitor)[0] == "lr-too-high"
+
+
+def test_gradients_zeroed_before_the_step_are_not_added_up() -> None:
+    x, y = classes()
+    model = net()
+    attached = gradstat.attach(torch.optim.SGD(model.parameters(), 0.1), model, diagnose=None)
+    monitor: gradstat.Monitor = attached.gradstat  # type: ignore[attr-defined]
+    for _ in range(60):
+        loss = cross_entropy(model(x), y)
+        monitor.observe(loss=loss)
+        loss.backward()
+        attached.zero_grad(set_to_none=False)
+        attached.step()
+    assert raised(monitor)[0] == "parameters-not-updating"

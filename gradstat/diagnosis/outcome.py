@@ -161,7 +161,7 @@ class Overfitting(Rule):
     """The same where hardly any training loss is left."""
 
     by_heart: float = 50.0
-    """Validation over training loss from which that is so."""
+    """Validation over training loss from which that is so, if the former has risen twice as far."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         val, shape = case.run.val_loss, case.loss
@@ -183,7 +183,7 @@ class Overfitting(Rule):
             return
         chance = case.task.val_chance
         guess = chance if chance is not None else median(values[:2])
-        is_by_heart = last > self.by_heart * train
+        is_by_heart = last > self.by_heart * train and rise > 2 * self.rise
         matters = last > (self.matters_by_heart if is_by_heart else self.matters) * guess
         is_comparable = 0.1 < began < 10  # the one may hold a penalty that the other does not
         lost = last > 10 * train or (last > 5 * train and rise > self.rise / 3)

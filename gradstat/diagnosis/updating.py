@@ -278,6 +278,9 @@ class NotZeroed(Rule):
         run = case.run
         if run.step < 8 or run.accumulated_steps < self.share * run.step:
             return
+        largest = np.nan_to_num(run.probes.gradients[..., ABS_MAX])
+        if largest.size and not largest.any():  # zeroed before the step
+            return
         yield Finding(
             "gradient-accumulation",
             "error",
