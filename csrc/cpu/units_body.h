@@ -290,7 +290,7 @@ struct BesideRuns {
 
 // Columns ask ahead, for lines in the L2 cache: the L1 cache is crowded with counters and elements
 // (asking into it takes half as much again), and rows that do not follow each other are not
-// foreseen by the processor. 4 to 32 KB differ little.
+// foreseen by the processor. 8 to 32 KB differ little.
 template <class Element>
 constexpr int64_t kAhead = 8192 / sizeof(Element);
 
