@@ -16,7 +16,7 @@ from gradstat._window import Window
 
 SKIPS_BEFORE_WARNING = 20
 STEPS_BETWEEN_LOOKS = 50
-"""Recorded steps between two looks at the norms of the window, and the fewest that tell."""
+"""Steps between two looks at the norms of the window, and the fewest recorded ones that tell."""
 
 _SAME_NORM = 1e-4
 """torch's clipping leaves ``c * n / (n + 1e-6)``: within 1e-4 of c for norms above 0.01."""
@@ -69,7 +69,7 @@ class Alarms:
         self._state = LateCopy()
         self._decisions = LateCopy()
         self.next_look = STEPS_BETWEEN_LOOKS
-        """Number of the window's row from which on `look_at_norms` has something to do."""
+        """Finished steps from which on `look_at_norms` has something to do."""
 
         self._looked_at = 0
         self._steps: tuple[int, ...] = ()
@@ -118,7 +118,7 @@ class Alarms:
         copy = self._decisions.take()
         if copy is None:
             return None
-        self.next_look = self._looked_at + STEPS_BETWEEN_LOOKS
+        self.next_look = self._steps[-1] + STEPS_BETWEEN_LOOKS
         count = len(self._steps)
         norms = copy.numpy()[
             np.arange(self._looked_at - count + 1, self._looked_at + 1) % len(copy)

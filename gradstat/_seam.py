@@ -228,7 +228,8 @@ class Seam:
         if self._clipper.may_skip:
             self.alarms.look_at_skips(recorder.step, self._skipped, self._clipper.state)
         window = recorder.window
-        if recorder.is_recording and window is not None and window.newest >= self.alarms.next_look:
+        is_due = recorder.is_recording and recorder.step >= self.alarms.next_look
+        if is_due and window is not None and window.steps:
             first = self.alarms.look_at_norms(window)
             recorder.first_nonfinite = recorder.first_nonfinite or first
 

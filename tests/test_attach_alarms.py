@@ -59,6 +59,18 @@ def test_already_clipped_is_noticed_once() -> None:
     assert monitor_of(optimizer).already_clipped
 
 
+def test_already_clipped_is_noticed_in_a_window_that_began_anew() -> None:
+    model = make_model()
+    optimizer = gradstat.attach(sgd(model, lr=0.01), model)
+    train(model, optimizer, 300)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
+    with pytest.warns(RuntimeWarning, match="seem to be already clipped"):
+        for step in range(160):
+            backward(model, step)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+            optimizer.step()
+
+
 @pytest.mark.parametrize("case", ["varying", "constant", "drifting", "rarely clipped"])
 def test_other_norms_are_not_taken_for_clipped(case: str) -> None:
     model = make_model()
