@@ -65,7 +65,7 @@ class BatchSample:
         return longer
 
     def _take(self, batch: Mapping[str, Tensor]) -> None:
-        whole = {name: tensor.detach() for name, tensor in batch.items()}
+        whole = {name: t.detach() if t.requires_grad else t for name, t in batch.items()}
         rows, count = whole, None
         if "outputs" in whole and "targets" in whole:
             pair = _rows_of_pair(whole["outputs"], whole["targets"])

@@ -25,6 +25,8 @@ FIRST_STEPS = 4
 FIRST_STRIDE = 8
 CAPACITY = 40
 
+MANY_ROWS = 64
+
 SLICE_ELEMENTS = 65536
 """Of a larger parameter only the first so many elements are followed from before a step to after
 it: a probe holds no copy of a large model."""
@@ -182,5 +184,7 @@ def _table(tensors: Sequence[Tensor | None]) -> Tensor:
 
 
 def _by_column(table: Tensor) -> Tensor:
-    """Return a copy in which the numbers of a column lie together: diagnosis goes by columns."""
+    """Return a copy, of many rows one whose columns lie together: diagnosis goes by columns."""
+    if len(table) < MANY_ROWS:
+        return table.clone()
     return table.T.clone(memory_format=torch.contiguous_format).T

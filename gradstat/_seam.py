@@ -177,7 +177,8 @@ class Seam:
         return None
 
     def _begin(self, optimizer: Optimizer) -> None:
-        self._accumulation.look()
+        if self._accumulation.is_following:
+            self._accumulation.look()
         self._recorder.begin(self._parameters)
         step = self._recorder.step + 1
         # The replays of a captured graph would write into one probe again and again.
@@ -222,7 +223,7 @@ class Seam:
             recorder.finish(parameters)
         if self._probes.under_way is not None:
             self._probes.finish(parameters)
-        self._accumulation.remember(parameters)
+            self._accumulation.follow(parameters)
         if self._activations is not None:
             self._activations.step()
         if self._clipper.may_skip:
@@ -320,7 +321,7 @@ class Seam:
             rows is None
             or (recorder.histogram_every is not None and recorder.wants_histogram)
             or getattr(optimizer, "grad_scale", None) is not None
-            or not self._clipper.measures(parameters, *rows)
+            or not _kernels.measure_gradients(parameters, *rows, self._clipper.program)
         ):
             return False
         recorder.keep(rows[1])

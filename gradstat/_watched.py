@@ -62,8 +62,8 @@ class Watched:
         """
         if len(groups) != len(self._lists):
             self._follow(groups)
-        for group, (known, count) in zip(groups, self._lists, strict=True):
-            if group["params"] is not known or len(known) != count:
+        for index, (known, count) in enumerate(self._lists):
+            if groups[index]["params"] is not known or len(known) != count:
                 self._follow(groups)
                 break
         found = groups[0]["params"] if len(groups) == 1 else _parameters(groups)

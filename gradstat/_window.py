@@ -18,22 +18,23 @@ class Ring:
 
     def __init__(self, length: int, shape: tuple[int, ...], device: torch.device) -> None:
         self._all = torch.zeros((length, *shape), dtype=torch.float64, device=device)
-        self._rows = self._all.unbind(0)
+        self.rows = self._all.unbind(0)
+        """Each of them, in the order of memory: number n lies at n modulo their count."""
 
     def __getitem__(self, number: int) -> Tensor:
-        return self._rows[number % len(self._rows)]
+        return self.rows[number % len(self.rows)]
 
     def move(self, device: torch.device) -> None:
         """Continue on another device."""
         self._all = self._all.to(device)
-        self._rows = self._all.unbind(0)
+        self.rows = self._all.unbind(0)
 
     def __getstate__(self) -> Tensor:
         return self._all  # pickle would write all of it for every row
 
     def __setstate__(self, state: Tensor) -> None:
         self._all = state
-        self._rows = state.unbind(0)
+        self.rows = state.unbind(0)
 
     @property
     def data(self) -> Tensor:
@@ -54,7 +55,7 @@ class Ring:
 
     def _in_order(self, rows: Tensor, newest: int, count: int) -> NDArray[np.float64]:
         host: NDArray[np.float64] = rows.cpu().numpy()
-        return host[np.arange(newest - count + 1, newest + 1) % len(self._rows)]
+        return host[np.arange(newest - count + 1, newest + 1) % len(self.rows)]
 
 
 class Window:
@@ -93,7 +94,8 @@ class Window:
     def rows(self, step: int) -> tuple[Tensor, Tensor]:
         """Return where a step's table and decision go; they count once the step is opened."""
         place = self.newest if self.steps and self.steps[-1] == step else self.newest + 1
-        return self.tables[place], self.decisions[place]
+        place %= len(self.tables.rows)  # not by the ring: this is done in every step
+        return self.tables.rows[place], self.decisions.rows[place]
 
     def open(self, step: int) -> None:
         """Begin the rows of a step; those of a step that is measured again are written again."""

@@ -190,6 +190,7 @@ class Monitor(Readings):
             first_sites=self._first_sites(),
             activations_watched=self._activations is not None,
             skipped_steps=self.skipped_steps,
+            accumulation_looks=self._accumulation.looks,
             accumulated_steps=self._accumulation.steps,
             unprobed=self._probes.failure,
         )

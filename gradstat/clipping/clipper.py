@@ -40,7 +40,9 @@ class Clipper:
             isinstance(p, SkipOnSpike) for p in self._fused
         )
         self._names: tuple[str, ...] = ()
-        self._clip: Any = None
+        self.program: Any = None
+        """What the kernel runs; None before `bind`."""
+
         self.state: Tensor | None = None
         """fp64 on the gradients' device: counters, then the state of each fused policy."""
 
@@ -76,9 +78,9 @@ class Clipper:
             assert self.state is not None
             last = GlobalNorm(self._ceiling)
             steps.append((int(last.opcode), last.parameters(), len(self.state)))
-        self._clip = _kernels.make_clip(self._nonfinite, steps)
-        self._clip.state = self.state
-        self._clip.coefficients = self._coefficients
+        self.program = _kernels.make_clip(self._nonfinite, steps)
+        self.program.state = self.state
+        self.program.coefficients = self._coefficients
 
     @property
     def ceiling(self) -> float | None:
@@ -177,17 +179,10 @@ class Clipper:
         Returns:
             Where asked for, int64 (names + 1, 256), of the gradients as they are, scaled or not.
         """
-        self._clip.out = out
-        self._clip.grad_scale = grad_scale
-        self._clip.found_inf = found_inf
-        return _kernels.moments_and_clip(batch, table, self._clip, histogram=histogram)
-
-    def measures(self, parameters: Sequence[Tensor], table: Tensor, out: Tensor) -> bool:
-        """Do the same for gradients as they mostly are; False where it has to be done step by step.
-
-        See `gradstat._kernels.measure_gradients`.
-        """
-        return _kernels.measure_gradients(parameters, table, out, self._clip)
+        self.program.out = out
+        self.program.grad_scale = grad_scale
+        self.program.found_inf = found_inf
+        return _kernels.moments_and_clip(batch, table, self.program, histogram=histogram)
 
     def apply(self, batch: _kernels.Batch, out: Tensor, name_of: _kernels.NameOf) -> None:
         """Scale the gradients as decided. Synchronises with no device."""
@@ -218,7 +213,7 @@ class Clipper:
             name_of: Gives the name of the one at a position, for an error.
             grad_scale: Scalar that the gradients are multiplied with, under loss scaling.
         """
-        out, state = self._clip.out, self.state
+        out, state = self.program.out, self.state
         assert state is not None
         # The kernel has counted the step if it clipped, and does not count a skipped one.
         is_counted = (out[_kernels.OUT_COEFFICIENT] < 1 - 1e-12) | (out[_kernels.OUT_SKIP] != 0)
@@ -243,7 +238,7 @@ class Clipper:
         """Return the largest magnitude that the fused policies have left."""
         factors = self._coefficients
         if factors is None:
-            factors = self._clip.out[_kernels.OUT_FACTOR]
+            factors = self.program.out[_kernels.OUT_FACTOR]
         return (table[:-1, _ABS_MAX] * factors).nan_to_num(0.0).max()
 
     @property
@@ -252,7 +247,7 @@ class Clipper:
         return bool(self._after)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_clip": None}  # a copy is for reading
+        return self.__dict__ | {"program": None}  # a copy is for reading
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the policy has learnt, by parameter name where it matters."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -156,10 +156,11 @@ class Batch:
 
     @cached_property
     def input_sums(self) -> Floats:
-        """Sum of each row of the inputs, the same for rows that are equal: (n,)."""
+        """Weighted sum of each row of the inputs: the same for rows that are equal, (n,)."""
         if self.inputs is None or not self.inputs.size:
             return np.zeros(0)
-        sums: Floats = np.ascontiguousarray(self.inputs.reshape(len(self.inputs), -1)).sum(-1)
+        rows = self.inputs.reshape(len(self.inputs), -1)
+        sums: Floats = (rows * _weights(rows.shape[1])).sum(-1)
         return sums
 
     @cached_property
@@ -271,8 +272,11 @@ class Evidence:
     that is neither among the last recorded steps nor among the probes."""
 
     skipped_steps: int = 0
+    accumulation_looks: int = 0
+    """Steps whose gradients were compared with those of the step before."""
+
     accumulated_steps: int = 0
-    """Steps whose gradients had been added to those of the step before."""
+    """Those whose gradients had been added to the older ones."""
 
     unprobed: str = ""
     """Why no steps are probed any more, where that is so."""
@@ -319,6 +323,13 @@ class Evidence:
         are_matrices = self.dimensions >= 2
         are_matrices[self.embeddings] = False
         return np.flatnonzero(are_matrices)
+
+
+@cache
+def _weights(n: int) -> Floats:
+    """Return numbers of like size no few of which add up to others: (n,)."""
+    weights: Floats = 1.5 + np.sin(np.arange(n) + 1.0)
+    return weights
 
 
 def rms(tables: Floats) -> Floats:

@@ -307,8 +307,11 @@ class OutputRange(Rule):
         task = case.task
         if task.kind != "numbers" or (task.loss is not None and task.loss.factor < 0):
             return
+        targets = task.targets.ravel()
+        if ((targets < -1e-6) | (targets > 1 + 1e-6)).mean() < self.beyond:
+            return
         outputs = np.concatenate([b.outputs.ravel() for b in task.paired if b.outputs is not None])
-        outputs, targets = outputs[np.isfinite(outputs)], task.targets.ravel()
+        outputs = outputs[np.isfinite(outputs)]
         if len(outputs) < self.min_values or not outputs.std() > 0:
             return
         for name, low, high, looks_so in (

@@ -16,6 +16,10 @@ from gradstat.diagnosis.medians import median, quantiles
 from gradstat.diagnosis.task import Task
 
 
+INPUT_ROWS = 512
+"""Rows of inputs that tell their scale, those that a batch begins with."""
+
+
 class Case:
     """A run under judgement."""
 
@@ -34,17 +38,24 @@ class Case:
 
     @cached_property
     def input_rows(self) -> Floats:
-        """Sampled rows of inputs that are finite, (n, features), or none."""
+        """Up to `INPUT_ROWS` sampled rows of inputs that are finite, (n, features), or none."""
         arrays = [
             batch.inputs.reshape(len(batch.inputs), -1)
             for batch in self.run.batches
             if batch.inputs is not None and batch.inputs.size
         ]
+        of_each = max(2, INPUT_ROWS // max(1, len(arrays)))
         width = arrays[0].shape[1] if arrays else 0
-        alike = [array for array in arrays if array.shape[1] == width]
+        alike = [array[:of_each] for array in arrays if array.shape[1] == width]
         rows = np.concatenate(alike) if alike else np.zeros((0, 0))
         is_finite = np.isfinite(rows)
         return rows if is_finite.all() else rows[is_finite.all(-1)]
+
+    @cached_property
+    def input_sums(self) -> Floats:
+        """`Batch.input_sums` of all samples: (n,)."""
+        sums = [batch.input_sums for batch in self.run.batches]
+        return np.concatenate(sums) if sums else np.zeros(0)
 
     @cached_property
     def input_rms(self) -> float:

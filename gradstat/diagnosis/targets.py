@@ -109,15 +109,20 @@ class MissingTargets(Rule):
     share: float = 0.005
     """Share of the targets that are that number, at least; and three of them."""
 
+    enough: int = 8192
+    """Targets that tell; of more, about so many in rows spread over all are looked at."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
-        values = case.task.targets[np.isfinite(case.task.targets)]
+        targets = case.task.targets
+        values = targets[:: max(1, targets.size // self.enough)]
+        values = values[np.isfinite(values)]
         if case.task.kind != "numbers" or values.size < 64:
             return
         for code in (float(values.min()), float(values.max())):
-            others = values[values != code]
-            count = values.size - others.size
-            if others.size < count or count < max(3, self.share * values.size):
+            count = np.count_nonzero(values == code)
+            if values.size < 2 * count or count < max(3, self.share * values.size):
                 continue
+            others = values[values != code]
             low, middle, high = quantiles(others, [0.1, 0.5, 0.9])
             distance = abs(code - middle) / (high - low) if high > low else 0.0
             if distance > self.beyond:
@@ -264,8 +269,9 @@ class Contradictions(Rule):
     def judge(self, case: Case) -> Iterator[Finding]:
         if case.task.kind != "classes" or case.left is None or case.left < self.left:
             return
-        sums = np.concatenate([batch.input_sums for batch in case.run.batches])
-        if len(sums) - len(np.unique(sums)) < self.min_rows:
+        sums = np.sort(case.input_sums)
+        again = sums[1:][sums[1:] == sums[:-1]]
+        if len(again) < self.min_rows:
             return
         classes: dict[bytes, list[float]] = {}
         for batch in case.run.batches:
@@ -276,23 +282,24 @@ class Contradictions(Rule):
                 continue
             if rows[0].size < self.features or np.unique(targets).size == targets.size:
                 return  # a class of its own for each row of a batch says which rows are pairs
-            for row, target in zip(rows, targets, strict=False):
-                classes.setdefault(row.tobytes(), []).append(float(target))
-        again = [found for found in classes.values() if len(found) > 1]
-        differ = sum(len(set(found)) > 1 for found in again)
-        if len(again) < self.min_rows or differ < self.share * len(again):
+            places = np.flatnonzero(np.isin(batch.input_sums, again))
+            for place in places[places < len(targets)]:
+                classes.setdefault(rows[place].tobytes(), []).append(float(targets[place]))
+        alike = [found for found in classes.values() if len(found) > 1]
+        differ = sum(len(set(found)) > 1 for found in alike)
+        if len(alike) < self.min_rows or differ < self.share * len(alike):
             return
         yield Finding(
             "bad-targets",
             "error",
             0.92,
-            f"{differ / len(again):.0%} of the inputs that come again have another class than "
+            f"{differ / len(alike):.0%} of the inputs that come again have another class than "
             "before: no model can be right about both",
             (
                 "look at some of them: which of their labels is right?",
                 "check that inputs and targets are shuffled together",
             ),
-            (Measure("inputs whose class changes", differ / len(again), "of those that come again",
+            (Measure("inputs whose class changes", differ / len(alike), "of those that come again",
                      threshold=self.share),),
             "Northcutt et al. 2021, 1911.00068",
         )  # fmt: skip
@@ -330,8 +337,8 @@ class NoisyTraining(Rule):
         last = median(val.finite[-max(1, len(val.finite) // 5) :])
         if last > self.ratio * train:
             return
-        rows = [row.tobytes() for row in case.input_rows]
-        if len(set(rows)) > self.different * len(rows):  # augmentation or mixup makes them hard
+        n_rows, n_different = len(case.input_sums), len(np.unique(case.input_sums))
+        if n_different > self.different * n_rows:  # augmentation or mixup makes them hard
             return
         yield Finding(
             "bad-targets",
@@ -346,7 +353,7 @@ class NoisyTraining(Rule):
             (
                 Measure("validation over training loss", last / train, threshold=self.ratio),
                 Measure("training loss over a guess", case.left, threshold=self.left),
-                Measure("different rows of inputs", len(set(rows)), f"of {len(rows)}"),
+                Measure("different rows of inputs", n_different, f"of {n_rows}"),
             ),
             "Northcutt et al. 2021, 1911.00068; DeepCrime's operator on labels",
         )

@@ -272,11 +272,12 @@ class NotZeroed(Rule):
     needs = ("steps",)
 
     share: float = 0.5
-    """Share of the steps, at least."""
+    """Share of the steps looked at, at least."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
-        if run.step < 8 or run.accumulated_steps < self.share * run.step:
+        looks = run.accumulation_looks
+        if run.step < 8 or not looks or run.accumulated_steps < self.share * looks:
             return
         largest = np.nan_to_num(run.probes.gradients[..., ABS_MAX])
         if largest.size and not largest.any():  # zeroed before the step
@@ -293,7 +294,7 @@ class NotZeroed(Rule):
             (
                 Measure(
                     "share of steps that start from old gradients",
-                    run.accumulated_steps / run.step,
+                    run.accumulated_steps / looks,
                     threshold=self.share,
                 ),
             ),
