@@ -81,9 +81,9 @@ class Accumulation:
         """Look at a gradient that a backward pass has just been added to."""
         if self._gradient is None:
             return
-        gradient = parameter.grad
-        if gradient is not None and self._gradient() is gradient and gradient._version == self._version + 1:
-            self._version += 1
+        gradient, version = parameter.grad, self._version + 1
+        if gradient is not None and self._gradient() is gradient and gradient._version == version:
+            self._version = version
             self._passes += 1
         else:
             self._gradient = None

@@ -15,7 +15,6 @@ from gradstat.diagnosis.finding import Finding
 from gradstat.diagnosis.medians import median, quantiles
 from gradstat.diagnosis.task import Task
 
-
 INPUT_ROWS = 512
 """Rows of inputs that tell their scale, those that a batch begins with."""
 
