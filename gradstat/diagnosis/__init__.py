@@ -81,6 +81,7 @@ RULES: tuple[Rule, ...] = (
     targets.Contradictions(),
     targets.NoisyTraining(),
     outcome.Overfitting(),
+    outcome.ValidationScale(),
     outcome.Underfitting(),
     noise.BatchSize(),
 )

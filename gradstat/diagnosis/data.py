@@ -74,7 +74,7 @@ class InputScale(Rule):
             yield self._finding(
                 "every sampled row of the inputs is the same, so nothing can be told from them",
                 ("check what fills the batch: the data set, the transforms, a mask",),
-                0.95,
+                0.97,
                 "error",
                 Measure("largest deviation of a feature", 0.0, threshold=0.0),
             )
@@ -225,12 +225,13 @@ class Imbalance(Rule):
         is_lost = shares[0] > self.extreme and case.left is not None and case.left > self.left
         if not is_common or not (is_one_column or is_lost):
             return
-        found = _rare_recall(case)
+        found, error = _rare_recall(case)
+        doubt = error if task.loss is None else 0.0  # it may be weighted by class
         certainty = 0.85
         is_no_better = case.skill is not None and case.skill <= 0
         if is_no_better and (found is None or shares[0] > self.extreme):
             certainty = 0.75
-        elif found is None or found > self.recall:
+        elif found is None or found + doubt > self.recall:
             return
         yield Finding(
             "class-imbalance",
@@ -260,7 +261,8 @@ class Imbalance(Rule):
         )
 
 
-def _rare_recall(case: Case) -> float | None:
+def _rare_recall(case: Case) -> tuple[float | None, float]:
+    """Return the share of the rare classes' rows that is found late, and its standard error."""
     task = case.task
     values, counts = np.unique(task.targets[task.targets >= 0], return_counts=True)
     common = values[counts.argmax()]
@@ -282,5 +284,5 @@ def _rare_recall(case: Case) -> float | None:
         others += int((predicted != common).sum())
         rows += len(predicted)
     if total >= 3:
-        return hits / total
-    return 0.0 if rows >= 64 and others == 0 else None
+        return hits / total, 0.5 / np.sqrt(total)
+    return (0.0 if rows >= 64 and others == 0 else None), 0.0

@@ -321,6 +321,12 @@ class SparseGradients(Rule):
     """Share of its own size that an element could have moved in these steps, at most: what moves
     far in a few steps has an optimizer that makes up for it."""
 
+    often: float = 0.75
+    """Share of zeros from which a weight that has moved less than `still`, while most others moved
+    farther than `moved`, is kept back by it."""
+
+    still: float = 0.02
+
     left: float = 0.85
     """Share of a guess's loss that is left, at least, where it is known."""
 
@@ -331,9 +337,10 @@ class SparseGradients(Rule):
         tables = run.probes.gradients
         with np.errstate(invalid="ignore", divide="ignore"):
             zero = middle(tables[..., ZEROS] / tables[..., NUMEL], axis=0)
-        sparse = (zero > self.zero) & (run.dimensions >= 2)
-        if not sparse.any():
+        often = (zero > self.often) & (run.dimensions >= 2)
+        if not often.any():
             return
+        sparse = often & (zero > self.zero)
         sparse &= (tables[..., ABS_MAX] > 0).mean(0) > 0.5
         if len(run.matrices) and sparse[last := run.matrices[-1]] and self._is_left_out(case, last):
             yield self._finding(
@@ -354,6 +361,8 @@ class SparseGradients(Rule):
         alive = np.maximum(1 - zero, 0)
         moved = np.nanmean(run.probes.update_ratio, axis=0) * run.step * np.sqrt(alive)
         rare = sparse & (alive * run.step < self.visits) & (moved < self.moved)
+        if len(run.matrices) and median(moved[run.matrices]) > self.moved:
+            rare |= often & (tables[..., ABS_MAX] > 0).any(0) & (moved < self.still)
         hindered = not case.learns if case.left is None else case.left > self.left
         if rare.any() and hindered:
             yield self._finding(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -124,7 +125,7 @@ class NothingComesIn(Rule):
         yield Finding(
             "constant-predictions",
             "error",
-            0.92,
+            0.96,
             "the first layer's weights get a gradient of exactly 0 while its bias gets one: what "
             "comes into it is always 0",
             (
@@ -212,6 +213,48 @@ class Overfitting(Rule):
             "Goodfellow et al. 2016, Deep Learning, section 7.8; SageMaker Debugger, Overfit",
             steps=(int(val.steps[np.flatnonzero(val.values == lowest)[0]]),),
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ValidationScale(Rule):
+    """A validation loss that no guess would score, beside a run that learns."""
+
+    codes = ("bad-inputs",)
+    needs = ("loss", "val_loss", "outputs", "targets")
+
+    above: float = 4.0
+    """Lowest validation loss over that of a guess, at least: the outputs are sure and wrong."""
+
+    left: float = 0.5
+    """Share of a guess's loss that is left in training, at most."""
+
+    common: float = 0.7
+    """Share of the commonest class, at most: one that is learnt alone scores so where it is not."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        val, chance, left = case.run.val_loss, case.task.val_chance, case.left
+        if val is None or len(val.finite) < 2 or chance is None or left is None:
+            return
+        shares = case.task.shares  # the validation rows' own may be others
+        guess = max(chance, math.log(len(shares))) if len(shares) else chance
+        lowest = float(val.finite.min()) / guess
+        is_rare = len(shares) > 0 and shares[0] > self.common
+        if left > self.left or lowest < self.above or is_rare or case.is_wild:
+            return
+        yield Finding(
+            "bad-inputs",
+            "warning",
+            0.88,
+            f"the training rows are learnt while the validation loss is never below {lowest:.2g} "
+            "times that of a guess: the validation rows seem to be prepared otherwise",
+            (
+                "put both through the same scaling, with the training set's mean and deviation",
+                "check model.eval(), and that the labels mean the same in both",
+                "if both are alike, the training rows are learnt by heart: more data",
+            ),
+            (Measure("lowest validation loss over a guess", lowest, threshold=self.above),),
+            "Sculley et al. 2015, Hidden Technical Debt, on skew of training and serving",
+        )
 
 
 @dataclass(frozen=True)

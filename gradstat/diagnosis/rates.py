@@ -26,8 +26,8 @@ that is itself the fault."""
 def shrunk_weights(case: Case) -> bool:
     """Whether weight decay has erased the weights.
 
-    They have come down to a twentieth, or nearer to zero, by a strong one to a half; or decay alone
-    would have taken them there, as it does where it is not scaled with the gradient.
+    A third have come down to a twentieth, or nearer to zero, by a strong one to a half; or decay
+    alone would have taken them there, as it does where it is not scaled with the gradient.
     """
     run, optimizer = case.run, case.run.optimizer
     if optimizer is None or optimizer.weight_decay == 0 or len(run.probes.steps) < 4:
@@ -35,11 +35,13 @@ def shrunk_weights(case: Case) -> bool:
     is_strong = optimizer.weight_decay >= STRONG_DECAY
     is_decoupled = not optimizer.is_adaptive or optimizer.name == "AdamW"
     alone = float(run.probes.lrs.mean()) * optimizer.weight_decay * run.step
+    if not optimizer.is_adaptive:
+        alone /= max(1 - optimizer.momentum, 1e-2)
     if is_strong and is_decoupled and alone > 3:
         return True
     rms = run.probes.weight_rms[:, run.dimensions >= 2]
     least = rms[0] / (2 if is_strong else 20) if rms.size else rms
-    return bool(rms.size and (rms[-1] < least).mean() > 0.5)
+    return bool(rms.size and (rms[-1] < least).mean() > 0.3)
 
 
 def schedule_has_ended(case: Case) -> bool:
@@ -78,6 +80,22 @@ class TooHigh(Rule):
     left: float = 0.5
     """Share of a guess's loss that is left then, at least."""
 
+    overwhelming: float = 100.0
+    """Update over weight in the first step, from which it comes before gradients that are as large:
+    in a network of up to `shallow` layers, which is no reason for their size, without targets that
+    may be one."""
+
+    shallow: int = 4
+
+    sweeping: float = 0.5
+    """Update over weight in one of the first probes, from which the initialisation is lost, where
+    the weights end `swept` times as large."""
+
+    swept: float = 5.0
+
+    sound: float = 0.2
+    """Gain of weights that do not begin small; torch's default for Linear is 0.58."""
+
     died: float = 1e-5
     """Median update over weight, below which large steps have left no gradient (DeepDiagnosis)."""
 
@@ -96,7 +114,8 @@ class TooHigh(Rule):
         is_hurt = not case.generalises or (case.left is not None and case.left > 0.5)
         is_known = run.val_loss is not None or self._comes_back(losses)
         is_extreme = rose and largest > 10 * self.large and is_known
-        if case.learns and not (is_extreme and is_hurt):
+        sweeps = float(finite[:4].max(initial=0.0)) > self.sweeping and self._are_swept(case)
+        if case.learns and not (is_extreme and is_hurt) and not (sweeps and not case.has_scale):
             return
         lost = began and not np.isfinite(losses[-3:]).any()
         worse = shape is not None and shape.last > shape.first * 1.05
@@ -107,7 +126,9 @@ class TooHigh(Rule):
         has_faded = largest > self.large / 2 and self._has_faded(case) and gained_nothing
         swings = usual > 0.003 and (unsettled or (rose and (worse or gained_nothing)))
         strides = largest > 3 * self.large and usual > self.usual and self._has_stalled(case)
-        if largest > 10 * self.large and (rose or lost or worse):
+        if self._overwhelms(case):
+            confidence = 0.955
+        elif largest > 10 * self.large and (rose or lost or worse):
             confidence = 0.9
         elif (largest > 3 * self.large and (rose or lost or worse)) or (
             usual > self.large and (rose or worse)
@@ -117,6 +138,8 @@ class TooHigh(Rule):
             confidence = 0.75 if rose else 0.6
         elif has_faded:
             confidence = 0.8
+        elif sweeps:
+            confidence = 0.6 if case.learns else 0.75
         elif has_died or (swings and case.is_judged_by_loss) or usual > 3 * self.large:
             confidence = 0.7
         elif strides or (run.loss is None and largest > self.unseen):
@@ -159,6 +182,26 @@ class TooHigh(Rule):
         each = growth.max(axis=1) ** (1 / np.diff(steps)) - 1
         return float(each.max())
 
+    def _overwhelms(self, case: Case) -> bool:
+        """Whether the first step is many times the weights, which began at a sound size."""
+        run = case.run
+        if run.probes.steps[0] != 1 or not case.total_update_ratio[0] > self.overwhelming:
+            return False
+        has_reason = len(run.matrices) > self.shallow or case.growth > 0.5
+        has_reason = has_reason or any("weight_hh" in layer.name for layer in run.layers)
+        if has_reason or "targets" in run.observed:
+            return False
+        sizes = run.probes.gradient_rms[0, run.matrices]
+        return bool(sizes.size and sizes[0] < 10 * sizes[-1])
+
+    def _are_swept(self, case: Case) -> bool:
+        """Whether most weights end many times as large as they began, which was not small."""
+        weights = case.run.probes.weight_rms[:, case.run.matrices]
+        had_size = weights[0] * case.root_fans > self.sound
+        return bool(
+            had_size.any() and (weights[-1] > self.swept * weights[0])[had_size].mean() > 0.5
+        )
+
     def _has_stalled(self, case: Case) -> bool:
         """Whether the loss has come to stand where much of a guess's is left."""
         if case.loss is None or case.left is None or case.left < self.left:
@@ -181,6 +224,8 @@ class TooHigh(Rule):
     def _has_gained_nothing(self, case: Case) -> bool:
         if case.loss is None or case.may_be_adversary:
             return False
+        if case.is_wild:
+            return True
         return case.loss.last > 0.9 * (case.task.chance or case.start)
 
 

@@ -99,13 +99,14 @@ class Case:
     def is_settled(self) -> bool | None:
         """Whether the loss ends near its best; None where there is too little of it.
 
-        It may have given back a tenth of its fall, or of what a guess scores.
+        It may have given back a tenth of its fall, or of what a guess scores, and what the loss
+        varies by from step to step makes of a mean.
         """
         shape = self.loss
         if shape is None:
             return None
         fall = max(shape.first - shape.best, self.task.chance or 0.0, 3 * shape.noise)
-        return shape.last <= shape.best + 0.1 * fall
+        return shape.last <= shape.best + 0.1 * fall + 0.25 * shape.noise
 
     @cached_property
     def is_supervised(self) -> bool:
@@ -170,6 +171,8 @@ class Case:
         shape, chance = self.loss, self.task.chance
         if shape is not None and chance is not None and shape.last > 1.2 * chance:
             return False
+        if self.is_wild:
+            return False
         if self.generalises:
             return True
         # Without the loss the outputs' own scale is not known: they may be logits.
@@ -178,6 +181,18 @@ class Case:
         if shape is None:
             return None
         return bool(self.is_settled) and shape.last < 0.7 * (chance if chance else self.start)
+
+    @cached_property
+    def is_wild(self) -> bool:
+        """Whether the losses of the second half are on average ten times what a guess scores.
+
+        Their median may be 0 all the same, as of batches of one row.
+        """
+        loss, chance = self.run.loss, self.task.chance
+        if loss is None or chance is None or chance <= 0:
+            return False
+        half = loss.values[len(loss) // 2 :]
+        return bool(half[np.isfinite(half)].mean() > 10 * chance) if half.size else False
 
     @cached_property
     def has_scale(self) -> bool:

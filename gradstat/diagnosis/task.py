@@ -28,6 +28,9 @@ fp16, and the loss computed in it."""
 ENOUGH = 10
 """Samples by which a loss is recognised, of twice as many or more."""
 
+SMALLEST = 1e-4
+"""A loss over the first one, at least, by which it is recognised."""
+
 MIN_SCALED = 5
 """Samples from which a loss is taken for a multiple of one of `LOSSES`."""
 
@@ -112,8 +115,10 @@ class Task:
     @cached_property
     def loss(self) -> Loss | None:
         """The loss function, where the observed loss agrees with one on most samples."""
-        # 0 agrees with whatever comes to nothing
+        # What is next to 0 agrees with whatever comes to nothing.
         known = [b for b in self.paired if b.loss and math.isfinite(b.loss)]
+        least = SMALLEST * abs(known[0].loss or 0.0) if known else 0.0
+        known = [b for b in known if abs(b.loss or 0.0) > least]
         known = known[:: max(1, len(known) // ENOUGH)]
         for name in LOSSES:
             some = _agreement(known[:3], name)
@@ -202,7 +207,8 @@ class Task:
     def skill(self, batches: Sequence[Batch]) -> float | None:
         """Return how much better than a guess the outputs of some batches are: 0 guess, 1 right.
 
-        Classes: accuracy beyond the commonest class's share. Numbers: share of explained variance.
+        Classes: accuracy beyond the commonest class's share, or balanced accuracy beyond a guess's
+        where the loss may be weighted by class. Numbers: share of explained variance.
         """
         chosen = _rows(batches)
         if not chosen or self.kind == "unknown":
@@ -212,12 +218,22 @@ class Task:
             common = self.shares[0] if len(self.shares) else 1.0
             if accuracy is None or common >= 1.0:
                 return None
-            return float((accuracy - common) / (1 - common))
+            plain = float((accuracy - common) / (1 - common))
+            return plain if self.loss is not None else max(plain, self._balanced_skill(chosen))
         errors = np.concatenate([(outputs - targets).ravel() for outputs, targets in chosen])
         variance = float(np.var(self.targets - np.mean(self.targets, axis=0)))
         if variance == 0.0 or not np.isfinite(errors).all():
             return None
         return float(1 - np.mean(errors**2) / variance)
+
+    def _balanced_skill(self, rows: Sequence[tuple[Floats, Floats]]) -> float:
+        """Return the mean over the classes of the share that is found, beyond a guess's."""
+        hits = np.concatenate([_hits(*pair, self.kind).ravel() for pair in rows])
+        targets = np.concatenate([targets.ravel() for _, targets in rows])
+        found = [hits[targets == value].mean() for value in np.unique(targets[~np.isnan(hits)])]
+        return (
+            (float(np.mean(found)) * len(found) - 1) / (len(found) - 1) if len(found) > 1 else 0.0
+        )
 
 
 def are_probabilities(rows: Floats) -> bool:

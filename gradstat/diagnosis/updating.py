@@ -202,6 +202,9 @@ class NoUpdate(Rule):
     lost: float = 0.9
     """Share of a parameter's elements that stay as they are though their gradient is not zero."""
 
+    left: float = 1e-3
+    """Share of a guess's loss that is left, below which there is nothing more to move for."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
         probes = run.probes
@@ -230,7 +233,8 @@ class NoUpdate(Rule):
             return
         unmoved = probes.updates[..., ZEROS] / probes.updates[..., NUMEL]
         rounded = (unmoved > self.lost) & has_gradient
-        if not rounded.any() or run.skipped_steps > 0.5 * run.step:
+        has_converged = case.left is not None and case.left < self.left
+        if not rounded.any() or has_converged or run.skipped_steps > 0.5 * run.step:
             return
         alive = 1 - probes.slices[..., ZEROS] / probes.slices[..., NUMEL]
         rounded &= (alive > 0.5) & (probes.lrs > 0)[:, groups]

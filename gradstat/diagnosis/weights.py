@@ -51,6 +51,13 @@ class Initialization(Rule):
     """Share of a guess's loss that is left, above which signals that grow a thousandfold are worth
     a warning though the run learns: from such a start any loss falls."""
 
+    swells: float = 2.0
+    """Powers of ten by which a plain stack without normalisation makes a signal larger, from which
+    it is worth a warning though the run learns."""
+
+    some: float = 0.2
+    """Share of the layers that amplify too much, from which they may be what hampers a run."""
+
     bias: float = 3.0
     """Root mean square of a bias that shuts or saturates its layer whatever comes in."""
 
@@ -90,9 +97,13 @@ class Initialization(Rule):
         is_hampered = case.left is None or case.left > self.left
         if usual > self.large and case.growth > 3 and case.learns and is_hampered:
             severity, scale = "warning", 0.7
-        fades = usual < self.faint and case.growth < -2.5 and not case.learns
-        fades = fades and run.model is not None and not any("Norm" in m for m in run.model.modules)
-        if usual > self.large or usual < self.small or fades:
+        is_plain = run.model is not None and not any("Norm" in m for m in run.model.modules)
+        fades = usual < self.faint and case.growth < -2.5 and not case.learns and is_plain
+        swells = usual > 2 and case.growth > self.swells and is_plain
+        if swells and case.learns:
+            severity, scale = "warning", 0.7
+        amplify = varied & (gains > self.large)
+        if usual > self.large or usual < self.small or fades or swells:
             yield self._finding(
                 f"weights start at {usual:.2g} times the size that keeps a signal's size: it "
                 + ("grows" if usual > 1 else "shrinks")
@@ -104,9 +115,21 @@ class Initialization(Rule):
                 seen=Measure(
                     "median gain",
                     usual,
-                    threshold=self.large if usual > 1 else self.faint if fades else self.small,
+                    threshold=2.0 if swells and usual <= self.large
+                    else self.large if usual > 1 else self.faint if fades else self.small,
                 ),
-            )
+            )  # fmt: skip
+        elif amplify.mean() >= self.some and not case.is_well and is_hampered:
+            yield self._finding(
+                "some layers start so large that what follows them is saturated: a softmax, a "
+                "sigmoid or tanh",
+                ("initialise with torch.nn.init.xavier_uniform_, or divide what goes into the "
+                 "softmax of an attention by the root of its width",),
+                0.65,
+                "warning",
+                layers=[la.name for la, a in zip(layers, amplify, strict=True) if a],
+                seen=Measure("largest gain", float(gains[amplify].max()), threshold=self.large),
+            )  # fmt: skip
         biases = np.flatnonzero(run.dimensions == 1)
         sizes = run.probes.weight_rms[0, biases]
         off = [i for i in biases[:-1][sizes[:-1] > self.bias]
@@ -167,18 +190,26 @@ class FirstLoss(Rule):
     above: float = 5.0
     """First loss over that of a guess. It should be about 1: ln C for C classes (Karpathy 2019)."""
 
+    far_above: float = 10.0
+    """The same from which it is worth a warning where `left` of a guess's loss is left."""
+
+    left: float = 0.3
+
     def judge(self, case: Case) -> Iterator[Finding]:
         loss, chance, task = case.run.loss, case.task.chance, case.task
         if loss is None or not len(loss) or chance is None or chance < 0.3:
             return
-        if task.kind not in ("classes", "binary") or loss.steps[0] > 0 or case.is_well:
+        if task.kind not in ("classes", "binary") or loss.steps[0] > 0:
             return
         ratio = float(loss.values[0] / chance)
+        is_hampered = case.left is not None and case.left > self.left
+        if case.is_well and not (ratio > self.far_above and is_hampered):
+            return
         if ratio > self.above and np.isfinite(ratio):
             yield Finding(
                 "bad-initialization",
-                "error",
-                0.85,
+                "warning" if case.is_well else "error",
+                0.7 if case.is_well else 0.85,
                 f"the first loss is {ratio:.2g} times what a guess scores: the outputs start far "
                 "too large, and the first steps go into making them small",
                 (
