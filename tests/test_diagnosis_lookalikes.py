@@ -449,6 +449,14 @@ def _() -> gradstat.Monitor:
     return train(net(n_out=1), (x, (3 * y).clamp(-2, 2)), mse_loss, steps=300)
 
 
+@like("ValidationScale")
+def _() -> gradstat.Monitor:
+    """Validation rows of another scale that the model normalises away."""
+    x, y = classes()
+    model = nn.Sequential(nn.LayerNorm(8), net())
+    return train(model, (x, y), cross_entropy, val=(40 * x, y), steps=200)
+
+
 @like("Overfitting")
 def _() -> gradstat.Monitor:
     """A validation loss above the training loss, that stays where it is."""

@@ -128,6 +128,8 @@ class TooHigh(Rule):
         strides = largest > 3 * self.large and usual > self.usual and self._has_stalled(case)
         if self._overwhelms(case):
             confidence = 0.955
+        elif largest > 3 * self.large and rose and lost:  # it has grown into the NaN
+            confidence = 0.905
         elif largest > 10 * self.large and (rose or lost or worse):
             confidence = 0.9
         elif (largest > 3 * self.large and (rose or lost or worse)) or (
