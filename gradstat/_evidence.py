@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from gradstat import _kernels
 from gradstat._batch_sample import BatchSample, TensorSample
-from gradstat._names import modules_of, named_parameters
+from gradstat._names import bare_modules_of, named_parameters
 from gradstat._observations import Observation
 from gradstat._optimizer_kind import as_number, is_scale_free
 from gradstat._probes import Probe
@@ -56,16 +56,19 @@ def facts_of(optimizer: Optimizer, watched: Watched, known: Layers) -> Facts:
     owners: dict[int, str] = {}
     facts = None
     if model is not None:
-        prefixed = modules_of(model)
-        named = named_parameters(model, prefixed)
-        modules = [module for _, module in prefixed]
-        owners = {
-            id(parameter): type(module).__name__
-            for module in reversed(modules)  # the first that has it is its owner
-            for parameter in module._parameters.values()
-        }
+        modules = bare_modules_of(model)
+        own: dict[int, nn.Parameter] = {}
+        for module in modules:
+            if module._parameters:
+                kind = type(module).__name__
+                for parameter in module._parameters.values():
+                    if parameter is not None and id(parameter) not in own:  # the first is its owner
+                        own[id(parameter)], owners[id(parameter)] = parameter, kind
+        # Names are asked for only where some take no part in the steps.
+        all_step = own.keys() <= group_of.keys() and all(p.requires_grad for p in own.values())
+        named = [] if all_step else named_parameters(model)
         forgotten = watched.others.forgotten(named, group_of)
-        facts = model_facts(named, modules, group_of.keys(), forgotten)
+        facts = model_facts(own, named, modules, group_of.keys(), forgotten)
     layers = known.of(watched.names, parameters, owners, group_of)
     return Facts(layers, optimizer_facts(optimizer), facts)
 
@@ -246,20 +249,28 @@ def optimizer_facts(optimizer: Optimizer) -> OptimizerFacts:
 
 
 def model_facts(
-    named: Named, modules: Sequence[nn.Module], stepped: Set[int], forgotten: tuple[str, ...]
+    own: Mapping[int, nn.Parameter],
+    named: Named,
+    modules: Sequence[nn.Module],
+    stepped: Set[int],
+    forgotten: tuple[str, ...],
 ) -> ModelFacts:
-    """Return what the rules ask of a model with these parameters and modules.
+    """Return what the rules ask of a model.
 
-    ``stepped`` are the ids of the optimizer's parameters, ``forgotten`` the names of others.
+    Args:
+        own: Its parameters by id.
+        named: The same with their names, where one does not require a gradient.
+        modules: Its modules.
+        stepped: Ids of the optimizer's parameters.
+        forgotten: Names of others that have a gradient.
     """
-    own = {id(p) for _, p in named}
     return ModelFacts(
         modules=tuple([type(module).__name__ for module in modules if not module._modules]),
-        n_parameters=sum([p.numel() for _, p in named]),
+        n_parameters=sum([p.numel() for p in own.values()]),
         frozen=tuple([name for name, p in named if not p.requires_grad]),
         forgotten=forgotten,
-        n_strangers=len(stepped - own),
-        n_own=len(stepped & own),
+        n_strangers=len(stepped - own.keys()),
+        n_own=len(stepped & own.keys()),
         dropout=max([float(m.p) for m in modules if isinstance(m, _DropoutNd)], default=0.0),
     )
 

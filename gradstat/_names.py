@@ -19,6 +19,20 @@ def plain_name(name: str) -> str:
     return name.replace(_COMPILED, "")
 
 
+def bare_modules_of(model: nn.Module) -> list[nn.Module]:
+    """Return the modules inside, each once, in the order of `modules_of` and in half its time."""
+    found: dict[int, nn.Module] = {}
+    left: list[nn.Module | None] = [unwrapped(model)]
+    while left:
+        module = left.pop()
+        if module is None or id(module) in found:
+            continue
+        found[id(module)] = module
+        if module._modules:
+            left += reversed(module._modules.values())
+    return list(found.values())
+
+
 def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return the modules inside, each once, with the start of their parameters' names.
 
@@ -37,18 +51,13 @@ def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return list(found.values())
 
 
-def named_parameters(
-    model: nn.Module, modules: list[tuple[str, nn.Module]] | None = None
-) -> list[tuple[str, nn.Parameter]]:
-    """Return the parameters with the names that they have in the plain model.
-
-    ``modules`` are those of `modules_of`, where they are known.
-    """
+def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters with the names that they have in the plain model."""
     inner = unwrapped(model)
     if type(inner).named_parameters is not nn.Module.named_parameters:  # it has names of its own
         return [(plain_name(name), p) for name, p in inner.named_parameters()]
     found: dict[int, tuple[str, nn.Parameter]] = {}
-    for prefix, module in modules or modules_of(model):
+    for prefix, module in modules_of(model):
         if module._parameters:
             plain = plain_name(prefix)
             for name, parameter in module._parameters.items():

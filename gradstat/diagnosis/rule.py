@@ -99,14 +99,13 @@ class Case:
     def is_settled(self) -> bool | None:
         """Whether the loss ends near its best; None where there is too little of it.
 
-        It may have given back a tenth of its fall, or of what a guess scores, and what the loss
-        varies by from step to step makes of a mean.
+        It may have given back a tenth of its fall, or of what a guess scores.
         """
         shape = self.loss
         if shape is None:
             return None
         fall = max(shape.first - shape.best, self.task.chance or 0.0, 3 * shape.noise)
-        return shape.last <= shape.best + 0.1 * fall + 0.25 * shape.noise
+        return shape.last <= shape.best + 0.1 * fall
 
     @cached_property
     def is_supervised(self) -> bool:
@@ -177,7 +176,10 @@ class Case:
             return True
         # Without the loss the outputs' own scale is not known: they may be logits.
         if self.skill is not None and (self.skill > 1 / 3 or self.task.loss is not None):
-            return self.skill > 1 / 3 and self.is_settled is not False
+            has_fallen = (
+                shape is not None and self.task.loss is None and shape.last < 0.5 * self.start
+            )
+            return self.skill > 1 / 3 and (self.is_settled is not False or has_fallen)
         if shape is None:
             return None
         return bool(self.is_settled) and shape.last < 0.7 * (chance if chance else self.start)

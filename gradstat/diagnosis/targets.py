@@ -269,37 +269,37 @@ class Contradictions(Rule):
     def judge(self, case: Case) -> Iterator[Finding]:
         if case.task.kind != "classes" or case.left is None or case.left < self.left:
             return
-        sums = np.sort(case.input_sums)
-        again = sums[1:][sums[1:] == sums[:-1]]
-        if len(again) < self.min_rows:
-            return
-        classes: dict[bytes, list[float]] = {}
+        rows, classes = [np.zeros(0)], [np.zeros(0)]
         for batch in case.run.batches:
-            rows, targets = batch.inputs, batch.targets
-            if rows is None or targets is None or "inputs" in batch.integers:
+            inputs, targets = batch.inputs, batch.targets
+            if inputs is None or targets is None or "inputs" in batch.integers:
                 continue
             if targets.ndim != 1 or batch.shapes["targets"] != batch.shapes["inputs"][:1]:
                 continue
-            if rows[0].size < self.features or np.unique(targets).size == targets.size:
+            if inputs[0].size < self.features or np.unique(targets).size == targets.size:
                 return  # a class of its own for each row of a batch says which rows are pairs
-            places = np.flatnonzero(np.isin(batch.input_sums, again))
-            for place in places[places < len(targets)]:
-                classes.setdefault(rows[place].tobytes(), []).append(float(targets[place]))
-        alike = [found for found in classes.values() if len(found) > 1]
-        differ = sum(len(set(found)) > 1 for found in alike)
-        if len(alike) < self.min_rows or differ < self.share * len(alike):
+            n = min(len(inputs), len(targets))
+            rows.append(batch.input_sums[:n])
+            classes.append(targets[:n])
+        sums, labels = np.concatenate(rows), np.concatenate(classes)
+        order = np.lexsort((labels, sums))
+        comes_again = np.diff(sums[order]) == 0
+        row = np.cumsum(~comes_again)
+        n_alike = np.unique(row[comes_again]).size
+        differ = np.unique(row[comes_again & (np.diff(labels[order]) != 0)]).size / max(n_alike, 1)
+        if n_alike < self.min_rows or differ < self.share:
             return
         yield Finding(
             "bad-targets",
             "error",
             0.92,
-            f"{differ / len(alike):.0%} of the inputs that come again have another class than "
+            f"{differ:.0%} of the inputs that come again have another class than "
             "before: no model can be right about both",
             (
                 "look at some of them: which of their labels is right?",
                 "check that inputs and targets are shuffled together",
             ),
-            (Measure("inputs whose class changes", differ / len(alike), "of those that come again",
+            (Measure("inputs whose class changes", differ, "of those that come again",
                      threshold=self.share),),
             "Northcutt et al. 2021, 1911.00068",
         )  # fmt: skip
