@@ -344,7 +344,7 @@ def test_decision_from_a_finished_table_is_the_same(pair: str) -> None:
         gradients = [torch.tensor([norms[name]], dtype=torch.float64) for name in names]
         table, _ = _kernels.moments(_kernels.gather(gradients))
         out = torch.empty(_kernels.NUM_CLIP_OUT, dtype=torch.float64)
-        other._clip.out = out
-        _native.run_clip(table, other._clip, len(names))
+        other.program.out = out
+        _native.run_clip(table, other.program, len(names))
         want = runner.step(norms)
         assert out.tolist() == pytest.approx([float(x) for x in want[:-1]], rel=1e-12)
