@@ -102,6 +102,13 @@ def _() -> gradstat.Monitor:
     return train(net(24, 2), ((x - x.mean(1, True)) / x.std(1, keepdim=True), y), cross_entropy)
 
 
+@like("UnseenInputs")
+def _() -> gradstat.Monitor:
+    """A bias that the normalisation behind it leaves without a gradient."""
+    body = nn.Sequential(nn.Linear(8, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 3))
+    return train(body, classes(), cross_entropy, see=("loss", "outputs", "targets"))
+
+
 @like("Unshuffled")
 def _() -> gradstat.Monitor:
     """Batches of two classes of six, as for metric learning."""

@@ -12,6 +12,7 @@ from diagnosed_runs import ROWS, Reader, classes, named, net, numbers, raised, s
 from torch import Tensor, nn
 from torch.nn import functional
 
+import gradstat
 from gradstat.diagnosis import Case
 from gradstat.diagnosis.evidence import Curve
 
@@ -159,6 +160,58 @@ def test_a_first_loss_far_above_a_guess_is_named_though_the_run_learns(
     assert bool(named(monitor, "bad-initialization")) is is_named
 
 
+def test_recurrent_weights_that_multiply_what_they_hold_are_named() -> None:
+    model = Reader(nn.RNN, 24)
+    nn.init.orthogonal_(model.reader.weight_hh_l0, 1.8)
+    x = torch.randn(ROWS, 20, 1)
+    monitor = train(model, (x, (x[:, 0, 0] > 0).long()), cross_entropy, see=("loss",))
+    assert raised(monitor)[0] == "exploding-gradient"
+
+
+@pytest.mark.parametrize("steps", [40, 400])
+def test_a_run_that_ends_as_its_loss_begins_to_fall_is_underfitted(steps: int) -> None:
+    x, y = classes(6)
+    model = net(n_out=6)
+    optimizer = gradstat.attach(sgd(model, 0.03), model, diagnose=None)
+    monitor: gradstat.Monitor = optimizer.gradstat  # type: ignore[attr-defined]
+    for _ in range(steps):  # whole batches: one step an epoch
+        loss = cross_entropy(model(x), y)
+        monitor.observe(loss=loss, val_loss=loss)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert raised(monitor) == (["underfitting"] if steps == 40 else [])
+
+
+def test_decay_that_erases_weights_is_seen_by_the_loss_alone() -> None:
+    model = net(n_out=8)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3, weight_decay=0.3)
+    monitor = train(model, classes(8), cross_entropy, optimizer=optimizer, steps=300, see=("loss",))
+    assert raised(monitor)[0] == "underfitting"
+
+
+def test_steps_lost_to_16_bits_are_named_by_the_steps_alone() -> None:
+    model = nn.Sequential(nn.Linear(8, 24), nn.Tanh(), nn.Linear(24, 3)).bfloat16()
+    for parameter in model.parameters():
+        parameter.data *= 2.4
+    x, y = classes()
+    optimizer = torch.optim.Adam(model.parameters(), 2e-4)
+    monitor = train(model, (x.bfloat16(), y), cross_entropy, optimizer=optimizer, steps=300, see=())
+    assert raised(monitor)[0] == "parameters-not-updating"
+
+
+def test_clipping_to_next_to_nothing_is_a_rate_that_is_too_low() -> None:
+    x, y = classes()
+    model = net()
+    optimizer = sgd(model, 0.05)
+    optimizer.register_step_pre_hook(
+        lambda *_: nn.utils.clip_grad_norm_(model.parameters(), 0.005) and None
+    )
+    with pytest.warns(RuntimeWarning, match="already clipped"):
+        monitor = train(model, (x, y), cross_entropy, optimizer=optimizer, steps=200)
+    assert raised(monitor)[0] == "lr-too-low"
+
+
 # ---- what is compared ----------------------------------------------------------------------------
 
 
@@ -187,4 +240,49 @@ def test_a_loss_that_has_come_to_nothing_is_still_recognised() -> None:
     y = x @ torch.randn(8, 1)
     model = nn.Linear(8, 1)
     monitor = train(model, (x, y), mse_loss, optimizer=sgd(model, 0.1), steps=500)
+    assert raised(monitor) == []
+
+
+@pytest.mark.parametrize("scale", [1.0, 200.0])
+def test_inputs_that_nobody_shows_are_told_by_the_first_gradients(scale: float) -> None:
+    x, y = classes()
+    model = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 3))
+    see = ("loss", "outputs", "targets")
+    optimizer = sgd(model, 0.3)
+    monitor = train(model, (scale * (x + 1), y), cross_entropy, optimizer=optimizer, see=see)
+    assert ("bad-inputs" in raised(monitor)) is (scale > 1)
+
+
+def test_a_column_of_outputs_that_the_loss_squeezes_is_compared_row_by_row() -> None:
+    x, y = classes(2)
+
+    def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(outputs.squeeze(1), targets)
+
+    monitor = train(net(n_out=1), (x, y.float()), loss_fn, steps=200)
+    evidence = monitor.evidence()
+    assert all(batch.is_paired for batch in evidence.batches)
+    assert (Case(evidence).skill or 0.0) > 0.8
+    assert raised(monitor) == []
+
+
+def test_rows_learnt_by_heart_are_named_though_validation_hardly_rises() -> None:
+    x = torch.randn(ROWS, 30)
+    y = (x @ torch.randn(30, 6) + 2 * torch.randn(ROWS, 6)).argmax(1)
+    model = nn.Sequential(nn.Linear(30, 64), nn.ReLU(), nn.Linear(64, 6))
+    few = (x[:40], y[:40])
+    monitor = train(model, few, cross_entropy, val=(x, y), steps=200)
+    assert raised(monitor)[0] == "overfitting"
+
+
+def test_soft_targets_are_no_numbers_to_be_met() -> None:
+    """Mixed rows: the loss varies with the share of each, and logits are far from shares."""
+    x, y = classes()
+    soft = functional.one_hot(y, 3).float()
+    part = torch.distributions.Beta(0.4, 0.4).sample((ROWS, 1))
+    other = torch.randperm(ROWS)
+    mixed = (part * x + (1 - part) * x[other], part * soft + (1 - part) * soft[other])
+    model = net()
+    monitor = train(model, mixed, cross_entropy, optimizer=sgd(model, 0.1, momentum=0.9), steps=280)
+    assert Case(monitor.evidence()).skill is None
     assert raised(monitor) == []

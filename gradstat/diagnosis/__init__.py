@@ -37,6 +37,7 @@ __all__ = ["RULES", "Case", "Evidence", "Finding", "Rule", "coverage", "diagnose
 RULES: tuple[Rule, ...] = (
     data.NonfiniteInputs(),
     data.InputScale(),
+    data.UnseenInputs(),
     content.HardlyDiffer(),
     content.OneToken(),
     content.WrongAxis(),

@@ -135,6 +135,60 @@ class InputScale(Rule):
 
 
 @dataclass(frozen=True)
+class UnseenInputs(Rule):
+    """Inputs that nobody has shown, whose scale the first layer's gradients tell.
+
+    A row adds its inputs times d to the gradient of the weights, and d to that of the bias: the two
+    stand to each other as the inputs to 1.
+    """
+
+    codes = ("bad-inputs",)
+    needs = ("steps",)
+
+    large: float = 50.0
+    """Gradient of the first weights over that of their bias, root mean squares, at least. Signs of
+    inputs that differ make less of it, so that this is far more than `InputScale` asks for."""
+
+    too_large: float = 1e5
+    """The same from which the bias is followed by a normalisation, which takes it away."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        run = case.run
+        if "inputs" in run.observed or case.learns or not len(run.matrices) or run.embeddings:
+            return
+        first = run.layers[run.matrices[0]].name
+        biases = [i for i, layer in enumerate(run.layers) if layer.name == _bias_of(first)]
+        gradients = run.probes.gradient_rms[:4]
+        if not biases or run.matrices[0] > biases[0] or not len(gradients):
+            return
+        ratio = median(gradients[:, run.matrices[0]] / gradients[:, biases[0]])
+        if not self.large < ratio < self.too_large:
+            return
+        yield Finding(
+            "bad-inputs",
+            "warning",
+            0.85,
+            f"the first layer's weights get gradients {ratio:.3g} times those of its bias, so its "
+            "inputs are about as large, where initialisations assume about 1",
+            (
+                "standardise each feature: (x - mean) / std over the training set",
+                "or put a normalisation layer first",
+                "observe(inputs=...) tells more",
+            ),
+            (Measure("gradient of the first weights over their bias's", ratio,
+                     threshold=self.large),),
+            "LeCun et al. 1998, Efficient BackProp, section 4.3",
+            (first,),
+        )  # fmt: skip
+
+
+def _bias_of(weight: str) -> str:
+    """Return what the bias beside a weight is called."""
+    owner, dot, own = weight.rpartition(".")
+    return owner + dot + own.replace("weight", "bias")
+
+
+@dataclass(frozen=True)
 class Unshuffled(Rule):
     """Batches that hold one class each while all together hold several."""
 

@@ -171,7 +171,7 @@ class Exploding(Rule):
             and (case.loss is None or case.is_judged_by_loss)
             and (spread := _largest_jump(norms)) > self.spike
         ):
-            confidence = 0.6
+            confidence = 0.55
             seen = Measure("largest norm over the median before it", spread, threshold=self.spike)
             text = f"the total norm jumps to {spread:.2g} times its usual value"
         else:

@@ -162,7 +162,8 @@ class Overfitting(Rule):
     """The same where hardly any training loss is left."""
 
     by_heart: float = 50.0
-    """Validation over training loss from which that is so, if the former has risen twice as far."""
+    """Validation over training loss from which that is so, if the former has risen twice as far, or
+    stands at twice as much."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         val, shape = case.run.val_loss, case.loss
@@ -184,7 +185,9 @@ class Overfitting(Rule):
             return
         chance = case.task.val_chance
         guess = chance if chance is not None else median(values[:2])
-        is_by_heart = last > self.by_heart * train and rise > 2 * self.rise
+        is_by_heart = last > self.by_heart * train and (
+            rise > 2 * self.rise or last > 2 * self.by_heart * train
+        )
         matters = last > (self.matters_by_heart if is_by_heart else self.matters) * guess
         is_comparable = 0.1 < began < 10  # the one may hold a penalty that the other does not
         lost = last > 10 * train or (last > 5 * train and rise > self.rise / 3)
@@ -280,6 +283,10 @@ class Underfitting(Rule):
     left_of_one: float = 0.9
     """The same of a single linear layer, which is often all that is meant."""
 
+    begun: float = 0.15
+    """Fall of the loss over its first value, up to which one that falls to the end has only begun.
+    """
+
     dropout: float = 0.7
     """Probability from which dropout takes too much; 0.5 is the largest in use (1207.0580)."""
 
@@ -288,9 +295,25 @@ class Underfitting(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         shape, left, run = case.loss, case.left, case.run
+        if shape is not None and left is None and not case.learns and shrunk_weights(case):
+            yield self._erased(case)
+        if self._ends_early(case) and not self._reason(case)[0]:
+            yield Finding(
+                "underfitting",
+                "warning",
+                0.55,
+                "the run ends while its loss has only begun to fall",
+                ("train longer", "use smaller batches: more steps an epoch", "multiply lr by 3"),
+                (Measure("fall of the loss", shape.fall if shape else 0.0, "of the first",
+                         threshold=self.begun).only("below"),),
+                "Goodfellow et al. 2016, Deep Learning, section 8.1.3",
+            )  # fmt: skip
+            return
         if shape is None or left is None:
             return
-        if left < self.left_with_reason or (case.skill is not None and case.skill > 0.7):
+        is_stack = case.task.kind == "classes" and len(run.matrices) > 1 and self._is_linear(case)
+        enough = 0.9 if is_stack else 0.7
+        if left < self.left_with_reason or (case.skill is not None and case.skill > enough):
             return
         reason, remedy, confidence = self._reason(case)
         most = self.left if case.task.kind != "numbers" else self.left_of_numbers
@@ -319,6 +342,30 @@ class Underfitting(Rule):
             (Measure("loss over a guess", left, threshold=most),),
             "Goodfellow et al. 2016, Deep Learning, section 5.2",
         )
+
+    def _erased(self, case: Case) -> Finding:
+        """Return what is found where decay is seen and no more than the loss is known."""
+        weights = case.run.probes.weight_rms[:, case.run.dimensions >= 2]
+        decay = case.run.optimizer.weight_decay if case.run.optimizer is not None else 0.0
+        return Finding(
+            "underfitting",
+            "warning",
+            0.8,
+            "weight decay has all but erased the weights, and the loss has stopped to fall",
+            (f"lower weight_decay from {decay:g} to 0.01 or less", "train longer"),
+            (Measure("least of a weight's last size over its first",
+                     float(np.nanmin(weights[-1] / weights[0])), threshold=0.5).only("below"),),
+            "Goodfellow et al. 2016, Deep Learning, section 5.2",
+        )  # fmt: skip
+
+    def _ends_early(self, case: Case) -> bool:
+        shape, val = case.loss, case.run.val_loss
+        if shape is None or case.learns or not case.is_judged_by_loss or shape.fall > self.begun:
+            return False
+        if val is not None and len(val.finite) > 2 and val.finite[-1] > val.finite[0]:
+            return False
+        falls = -shape.trend > max(5 * shape.trend_error, 0.01 * abs(shape.last))
+        return falls and not shape.rises_steadily and shape.last <= shape.best * 1.02
 
     def _is_text(self, case: Case) -> bool:
         """Whether tokens are to be told from tokens: what is left is the text's own entropy."""

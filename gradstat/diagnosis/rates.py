@@ -121,7 +121,12 @@ class TooHigh(Rule):
         worse = shape is not None and shape.last > shape.first * 1.05
         gained_nothing = self._has_gained_nothing(case)
         got_to = 0.9 if gained_nothing else 0.8
-        unsettled = shape is not None and not case.is_settled and shape.best < got_to * shape.first
+        unsettled = (
+            shape is not None
+            and not case.is_settled
+            and shape.best < got_to * shape.first
+            and shape.last > shape.best + shape.noise
+        )
         has_died = largest > self.large and usual < self.died and gained_nothing
         has_faded = largest > self.large / 2 and self._has_faded(case) and gained_nothing
         swings = usual > 0.003 and (unsettled or (rose and (worse or gained_nothing)))
@@ -261,6 +266,12 @@ class TooLow(Rule):
     """Share of a guess's loss that is left where a schedule has ended early, from which that is too
     early though something was learnt."""
 
+    clipped_at: float = 0.02
+    """Norm that gradients are clipped to, up to which that is what makes steps small. Limits in use
+    begin at about that."""
+
+    reach_of_clipped: float = 0.3
+
     usual_lr: float = 0.01
     """Rate of SGD that is usual: a step that is too small all the same is a small gradient's."""
 
@@ -297,7 +308,15 @@ class TooLow(Rule):
             and abs(shape.fall) < self.still
             and shape.noise < self.still * abs(shape.first)
         )
-        if not (slow and (stands or shape is None)) and not crawls and not is_faint:
+        is_held = (
+            case.is_clipped
+            and float(run.probes.total_norms.max(initial=0.0)) < self.clipped_at
+            and reach < self.reach_of_clipped
+            and (shape is None or stands)
+        )
+        if not (slow and (stands or shape is None or is_held)) and not (
+            crawls or is_faint or is_held
+        ):
             return
         is_lr = (
             optimizer is None
@@ -306,7 +325,9 @@ class TooLow(Rule):
             or case.is_clipped
             or has_ended
         )
-        if slow and stands:
+        if is_held and not slow:
+            confidence = 0.7
+        elif slow and stands:
             confidence = 0.85 if (usual < self.usual and is_lr) or has_ended else 0.6
         else:
             confidence = 0.5 if is_faint else 0.45

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.finding import Finding, Measure, Severity
 from gradstat.diagnosis.rates import schedule_has_ended
 from gradstat.diagnosis.rule import Case, Rule
 
@@ -50,6 +50,9 @@ class ThroughTime(Rule):
     kept: float = 1e-3
     """What a sequence leaves of a gradient, at most: as for the layers of a deep network."""
 
+    nothing: float = 1e-8
+    """The same of a sequence of any length: torch's default for an RNN comes there in 34 steps."""
+
     left: float = 0.8
     """Share of a guess's loss, or of the first loss, that is left, at least."""
 
@@ -59,6 +62,10 @@ class ThroughTime(Rule):
 
     grown: float = 1e6
     """What a sequence makes of a gradient, at least, in a run that is lost."""
+
+    swells: float = 1.4
+    """What a step makes of a gradient at first, from which it is worth a warning in a run that is
+    not known to be well: orthogonal weights and the identity have 1."""
 
     usual_length: int = 50
     """Steps of a sequence, where inputs are not observed."""
@@ -70,7 +77,7 @@ class ThroughTime(Rule):
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
         places = [i for i, layer in enumerate(run.layers) if "weight_hh" in layer.name]
-        if not places or not len(run.probes.steps) or case.learns:
+        if not places or not len(run.probes.steps) or (case.learns and case.has_scale):
             return
         n_steps, names = length(case), tuple(run.layers[i].name for i in places)
         # The largest counts: what passes one layer's recurrence has passed. NaN if one is unknown.
@@ -79,15 +86,23 @@ class ThroughTime(Rule):
         )
         if self._is_lost(case) and first ** (n_steps or self.usual_length) > self.grown:
             yield self._exploding(float(first), n_steps, names)
+        elif first > self.swells:
+            yield self._exploding(float(first), n_steps, names, "warning", 0.7)
         shape = case.loss
-        if shape is None or schedule_has_ended(case):
+        if shape is None or case.learns or schedule_has_ended(case):
             return
         is_faint = first < self.faint
         kept = (first if is_faint else last) ** n_steps
-        if kept < self.kept and (is_faint or n_steps >= self.long):
+        is_long = n_steps >= self.long or kept < self.nothing
+        if kept < self.kept and (is_faint or is_long):
             start = case.task.chance if case.task.chance is not None else abs(shape.first)
             if start > 0 and self.left < shape.last / start < 1.2:
-                yield self._vanishing(float(kept), n_steps, names, 0.8 if is_faint else 0.62)
+                yield self._vanishing(
+                    float(kept),
+                    n_steps,
+                    names,
+                    0.8 if is_faint else 0.7 if kept < self.nothing else 0.62,
+                )
 
     def _is_lost(self, case: Case) -> bool:
         loss, nonfinite = case.run.loss, case.run.recent_nonfinite
@@ -131,11 +146,18 @@ class ThroughTime(Rule):
             names,
         )
 
-    def _exploding(self, factor: float, n_steps: int, names: tuple[str, ...]) -> Finding:
+    def _exploding(
+        self,
+        factor: float,
+        n_steps: int,
+        names: tuple[str, ...],
+        severity: Severity = "error",
+        confidence: float = 0.95,
+    ) -> Finding:
         return Finding(
             "exploding-gradient",
-            "error",
-            0.95,
+            severity,
+            confidence,
             f"the recurrent weights multiply a signal and its gradient by about {factor:.2g} in "
             "every step of a sequence" + (f", of which there are {n_steps}" if n_steps else ""),
             (

@@ -99,13 +99,15 @@ class Case:
     def is_settled(self) -> bool | None:
         """Whether the loss ends near its best; None where there is too little of it.
 
-        It may have given back a tenth of its fall, or of what a guess scores.
+        It may have given back a tenth of its fall, or of what a guess scores; half of what it
+        varies by from step to step, where it has fallen by much more than that.
         """
         shape = self.loss
         if shape is None:
             return None
         fall = max(shape.first - shape.best, self.task.chance or 0.0, 3 * shape.noise)
-        return shape.last <= shape.best + 0.1 * fall
+        noise = 0.5 * shape.noise if shape.first - shape.best > 3 * shape.noise else 0.0
+        return shape.last <= shape.best + max(0.1 * fall, noise)
 
     @cached_property
     def is_supervised(self) -> bool:
@@ -194,7 +196,8 @@ class Case:
         if loss is None or chance is None or chance <= 0:
             return False
         half = loss.values[len(loss) // 2 :]
-        return bool(half[np.isfinite(half)].mean() > 10 * chance) if half.size else False
+        half = half[np.isfinite(half)]
+        return bool(half.size and half.mean() > 10 * chance)
 
     @cached_property
     def has_scale(self) -> bool:

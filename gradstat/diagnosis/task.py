@@ -224,6 +224,8 @@ class Task:
         variance = float(np.var(self.targets - np.mean(self.targets, axis=0)))
         if variance == 0.0 or not np.isfinite(errors).all():
             return None
+        if self.loss is not None and self.loss.name not in _OF_NUMBERS:  # of other outputs than it
+            return None
         return float(1 - np.mean(errors**2) / variance)
 
     def _balanced_skill(self, rows: Sequence[tuple[Floats, Floats]]) -> float:
@@ -334,6 +336,7 @@ LOSSES: dict[str, Callable[[Floats, Floats], Floats]] = {
 }
 """Losses by element, as functions of outputs and targets."""
 
+_OF_NUMBERS = ("mse", "mae", "smooth-l1", "bce")
 _BY_CLASS = ("cross-entropy", "nll", "log-of-probability")
 
 

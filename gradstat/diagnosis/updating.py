@@ -202,6 +202,9 @@ class NoUpdate(Rule):
     lost: float = 0.9
     """Share of a parameter's elements that stay as they are though their gradient is not zero."""
 
+    lost_in_half: float = 0.75
+    """The same of 16 bits in a run that is not known to learn: the rest is moved too far."""
+
     left: float = 1e-3
     """Share of a guess's loss that is left, below which there is nothing more to move for."""
 
@@ -232,7 +235,9 @@ class NoUpdate(Rule):
             )
             return
         unmoved = probes.updates[..., ZEROS] / probes.updates[..., NUMEL]
-        rounded = (unmoved > self.lost) & has_gradient
+        in_16_bits = np.array([layer.epsilon > 1e-4 for layer in run.layers])
+        most = np.where(in_16_bits & (not case.learns), self.lost_in_half, self.lost)
+        rounded = (unmoved > most) & has_gradient
         has_converged = case.left is not None and case.left < self.left
         if not rounded.any() or has_converged or run.skipped_steps > 0.5 * run.step:
             return
