@@ -1,4 +1,4 @@
-"""Medians and quantiles in a fraction of the time of NumPy's, which import its masked arrays."""
+"""Medians, quantiles, counts: in a fraction of the time of NumPy's, which import masked arrays."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def median(values: Floats | Sequence[float]) -> float:
     if not ordered.size or math.isnan(ordered[-1]):
         return math.nan
     return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+
+
+def n_different(values: Floats) -> int:
+    """Return how many different numbers there are."""
+    return int(np.count_nonzero(np.diff(np.sort(values, axis=None)))) + (values.size > 0)
 
 
 def middle(values: Floats, axis: int = -1) -> Floats:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradstat.diagnosis.finding import Finding, Measure
-from gradstat.diagnosis.medians import median, quantiles
+from gradstat.diagnosis.medians import median, n_different, quantiles
 from gradstat.diagnosis.recurrence import length
 from gradstat.diagnosis.rule import Case, Rule
 
@@ -276,7 +276,7 @@ class Contradictions(Rule):
                 continue
             if targets.ndim != 1 or batch.shapes["targets"] != batch.shapes["inputs"][:1]:
                 continue
-            if inputs[0].size < self.features or np.unique(targets).size == targets.size:
+            if inputs[0].size < self.features or n_different(targets) == targets.size:
                 return  # a class of its own for each row of a batch says which rows are pairs
             n = min(len(inputs), len(targets))
             rows.append(batch.input_sums[:n])
@@ -285,8 +285,8 @@ class Contradictions(Rule):
         order = np.lexsort((labels, sums))
         comes_again = np.diff(sums[order]) == 0
         row = np.cumsum(~comes_again)
-        n_alike = np.unique(row[comes_again]).size
-        differ = np.unique(row[comes_again & (np.diff(labels[order]) != 0)]).size / max(n_alike, 1)
+        n_alike = n_different(row[comes_again])
+        differ = n_different(row[comes_again & (np.diff(labels[order]) != 0)]) / max(n_alike, 1)
         if n_alike < self.min_rows or differ < self.share:
             return
         yield Finding(
@@ -337,8 +337,8 @@ class NoisyTraining(Rule):
         last = median(val.finite[-max(1, len(val.finite) // 5) :])
         if last > self.ratio * train:
             return
-        n_rows, n_different = len(case.input_sums), len(np.unique(case.input_sums))
-        if n_different > self.different * n_rows:  # augmentation or mixup makes them hard
+        n_rows, n_unlike = len(case.input_sums), n_different(case.input_sums)
+        if n_unlike > self.different * n_rows:  # augmentation or mixup makes them hard
             return
         yield Finding(
             "bad-targets",
@@ -353,7 +353,7 @@ class NoisyTraining(Rule):
             (
                 Measure("validation over training loss", last / train, threshold=self.ratio),
                 Measure("training loss over a guess", case.left, threshold=self.left),
-                Measure("different rows of inputs", n_different, f"of {n_rows}"),
+                Measure("different rows of inputs", n_unlike, f"of {n_rows}"),
             ),
             "Northcutt et al. 2021, 1911.00068; DeepCrime's operator on labels",
         )
