@@ -9,6 +9,11 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import TensorWeakRef
 
+FIRST = 4
+STRIDE = 7
+"""After the steps before `FIRST` and then after every so many the next one is looked at: a prime,
+which the periods of loops that zero gradients now and then seldom are."""
+
 
 class Accumulation:
     """Follows the gradient of one parameter from some steps to the next.

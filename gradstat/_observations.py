@@ -138,7 +138,8 @@ class Observations:
                 elif value is None or not is_probed:
                     continue
                 elif of_batch:
-                    batch[name] = readable(value)
+                    if value.numel():
+                        batch[name] = readable(value)
                 else:
                     tables[name] = _table(name, value)
             except Exception as error:  # a run that is only watched must go on

@@ -59,6 +59,20 @@ def test_a_critic_that_the_generators_pass_adds_to(zeroes: bool) -> None:
     assert monitor_of(optimizer).evidence().accumulated_steps == (0 if zeroes else 4)
 
 
+@pytest.mark.parametrize("period", [2, 3, 4, 5, 8, 16])
+def test_gradients_zeroed_now_and_then_are_found_in_about_their_share(period: int) -> None:
+    model = make_model()
+    optimizer = gradstat.attach(sgd(model), model)
+    for step in range(160):
+        if step % period == 0:
+            optimizer.zero_grad()
+        loss_of(model, step).backward()
+        optimizer.step()
+    evidence = monitor_of(optimizer).evidence()
+    share = evidence.accumulated_steps / evidence.accumulation_looks
+    assert share == pytest.approx(1 - 1 / period, abs=0.12)
+
+
 def test_nothing_is_left_on_a_parameter_that_is_watched_no_more() -> None:
     model = make_model()
     optimizer = gradstat.attach(sgd(model), model)

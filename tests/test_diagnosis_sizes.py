@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from diagnosed_runs import ROWS, Reader, classes, named, net, numbers, raised, signs, train
+from diagnosed_runs import ROWS, Reader, classes, fit, named, net, numbers, raised, signs, train
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -163,9 +163,9 @@ def test_a_first_loss_far_above_a_guess_is_named_though_the_run_learns(
 def test_recurrent_weights_that_multiply_what_they_hold_are_named() -> None:
     model = Reader(nn.RNN, 24)
     nn.init.orthogonal_(model.reader.weight_hh_l0, 1.8)
-    x = torch.randn(ROWS, 20, 1)
-    monitor = train(model, (x, (x[:, 0, 0] > 0).long()), cross_entropy, see=("loss",))
-    assert raised(monitor)[0] == "exploding-gradient"
+    x = torch.randn(ROWS, 40, 1)
+    y = (x[:, :, 0].sign().prod(1) > 0).long()  # which nothing learns
+    assert named(train(model, (x, y), cross_entropy), "exploding-gradient")
 
 
 @pytest.mark.parametrize("steps", [40, 400])
@@ -286,3 +286,50 @@ def test_soft_targets_are_no_numbers_to_be_met() -> None:
     monitor = train(model, mixed, cross_entropy, optimizer=sgd(model, 0.1, momentum=0.9), steps=280)
     assert Case(monitor.evidence()).skill is None
     assert raised(monitor) == []
+
+
+# ---- what must not disturb or mislead ------------------------------------------------------------
+
+
+def test_an_empty_batch_is_no_sample() -> None:
+    x, y = classes()
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        return (x, y) if step % 16 else (x[:0], y[:0])
+
+    monitor = fit(net(), cross_entropy, batch, 60)
+    evidence = monitor.evidence()
+    assert evidence.batches
+    assert all(batch.inputs is not None and len(batch.inputs) for batch in evidence.batches)
+
+
+def test_decay_of_a_model_without_matrices_is_judged_without_a_crash() -> None:
+    model = nn.LayerNorm(8)
+    optimizer = sgd(model, 0.1, weight_decay=1.0)
+    x = torch.randn(ROWS, 8)
+    found = raised(train(model, (x, x), mse_loss, optimizer=optimizer, see=("loss",)))
+    assert found == ["diverging-loss"]
+
+
+def test_weights_that_begin_at_0_are_not_overwhelmed() -> None:
+    model = nn.Linear(8, 3)
+    nn.init.zeros_(model.weight)
+    assert raised(train(model, classes(), cross_entropy, see=())) == []
+
+
+def test_a_column_of_noisy_outputs_beside_many_rows_is_no_broadcast() -> None:
+    x = torch.randn(4 * ROWS, 8)
+    y = x[:, 0] + 2 * torch.randn(4 * ROWS)
+    rows = [torch.randint(len(x), (ROWS,)) for _ in range(60)]
+    monitor = fit(
+        net(n_out=1),
+        lambda outputs, targets: mse_loss(outputs.squeeze(1), targets),
+        lambda step: (x[rows[step]], y[rows[step]]),
+        60,
+    )
+    assert named(monitor, "loss-output-mismatch") == []
+
+
+def test_an_embedding_that_has_hardly_been_visited_is_not_judged() -> None:
+    monitor = train(Bags(5000), bags(5000), cross_entropy, steps=16)
+    assert named(monitor, "sparse-gradients") == []

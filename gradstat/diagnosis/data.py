@@ -139,7 +139,8 @@ class UnseenInputs(Rule):
     """Inputs that nobody has shown, whose scale the first layer's gradients tell.
 
     A row adds its inputs times d to the gradient of the weights, and d to that of the bias: the two
-    stand to each other as the inputs to 1.
+    stand to each other as the inputs to 1. Not so where a normalisation takes the bias away, or
+    where the d of all rows add up to 0, as in a run that is well they may.
     """
 
     codes = ("bad-inputs",)
@@ -149,20 +150,21 @@ class UnseenInputs(Rule):
     """Gradient of the first weights over that of their bias, root mean squares, at least. Signs of
     inputs that differ make less of it, so that this is far more than `InputScale` asks for."""
 
-    too_large: float = 1e5
-    """The same from which the bias is followed by a normalisation, which takes it away."""
-
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
-        if "inputs" in run.observed or case.learns or not len(run.matrices) or run.embeddings:
+        if "inputs" in run.observed or case.learns is not False or run.embeddings:
+            return
+        if run.model is None or any("Norm" in name for name in run.model.modules):
+            return
+        if not len(run.matrices):
             return
         first = run.layers[run.matrices[0]].name
         biases = [i for i, layer in enumerate(run.layers) if layer.name == _bias_of(first)]
         gradients = run.probes.gradient_rms[:4]
         if not biases or run.matrices[0] > biases[0] or not len(gradients):
             return
-        ratio = median(gradients[:, run.matrices[0]] / gradients[:, biases[0]])
-        if not self.large < ratio < self.too_large:
+        ratio = float(np.min(gradients[:, run.matrices[0]] / gradients[:, biases[0]]))
+        if not self.large < ratio < np.inf:
             return
         yield Finding(
             "bad-inputs",

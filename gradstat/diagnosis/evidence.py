@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -159,7 +159,7 @@ class Batch:
         """Weighted sum of each row of the inputs: the same for rows that are equal, (n,)."""
         if self.inputs is None or not self.inputs.size:
             return np.zeros(0)
-        rows = self.inputs.reshape(len(self.inputs), -1)
+        rows = np.ascontiguousarray(self.inputs.reshape(len(self.inputs), -1))
         sums: Floats = (rows * _weights(rows.shape[1])).sum(-1)
         return sums
 
@@ -325,7 +325,7 @@ class Evidence:
         return np.flatnonzero(are_matrices)
 
 
-@cache
+@lru_cache(maxsize=8)
 def _weights(n: int) -> Floats:
     """Return numbers of like size no few of which add up to others: (n,)."""
     weights: Floats = 1.5 + np.sin(np.arange(n) + 1.0)

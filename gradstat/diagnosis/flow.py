@@ -321,6 +321,9 @@ class SparseGradients(Rule):
     """Share of its own size that an element could have moved in these steps, at most: what moves
     far in a few steps has an optimizer that makes up for it."""
 
+    min_steps: int = 40
+    """Steps before which no element has had its turn."""
+
     often: float = 0.75
     """Share of zeros from which a weight that has moved less than `still`, while most others moved
     farther than `moved`, is kept back by it."""
@@ -360,9 +363,12 @@ class SparseGradients(Rule):
             return
         alive = np.maximum(1 - zero, 0)
         moved = np.nanmean(run.probes.update_ratio, axis=0) * run.step * np.sqrt(alive)
+        if run.step < self.min_steps:
+            return
         rare = sparse & (alive * run.step < self.visits) & (moved < self.moved)
-        if len(run.matrices) and median(moved[run.matrices]) > self.moved:
-            rare |= often & (tables[..., ABS_MAX] > 0).any(0) & (moved < self.still)
+        others_move = len(run.matrices) and median(moved[run.matrices]) > self.moved
+        if others_move and case.learns is False:
+            rare |= often & (alive * run.step >= self.visits) & (moved < self.still)
         hindered = not case.learns if case.left is None else case.left > self.left
         if rare.any() and hindered:
             yield self._finding(

@@ -184,7 +184,8 @@ class Overfitting(Rule):
         if last < self.gap * train or shape.fall < 0.2:
             return
         chance = case.task.val_chance
-        guess = chance if chance is not None else median(values[:2])
+        first = max(median(values[:2]), shape.first if 0.1 < began < 10 else 0.0)
+        guess = chance if chance is not None else first
         is_by_heart = last > self.by_heart * train and (
             rise > 2 * self.rise or last > 2 * self.by_heart * train
         )

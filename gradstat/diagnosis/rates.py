@@ -32,6 +32,8 @@ def shrunk_weights(case: Case) -> bool:
     run, optimizer = case.run, case.run.optimizer
     if optimizer is None or optimizer.weight_decay == 0 or len(run.probes.steps) < 4:
         return False
+    if not (run.dimensions >= 2).any():
+        return False
     is_strong = optimizer.weight_decay >= STRONG_DECAY
     is_decoupled = not optimizer.is_adaptive or optimizer.name == "AdamW"
     alone = float(run.probes.lrs.mean()) * optimizer.weight_decay * run.step
@@ -161,8 +163,16 @@ class TooHigh(Rule):
             "lr-too-high",
             "error" if confidence >= 0.8 else "warning",
             confidence,
-            f"a step changes the weights by up to {largest:.1%} of their size, and the loss "
-            + ("is lost" if lost else "rises" if rose or worse else "does not settle"),
+            f"a step changes the weights by up to {largest:.1%} of their size"
+            + (
+                ""
+                if run.loss is None
+                else ", and the loss is lost"
+                if lost
+                else ", and the loss rises"
+                if rose or worse
+                else ", and the loss does not settle"
+            ),
             (
                 *(["lower momentum to 0.9"] if momentum else []),
                 "multiply lr by 0.1",
@@ -191,8 +201,10 @@ class TooHigh(Rule):
 
     def _overwhelms(self, case: Case) -> bool:
         """Whether the first step is many times the weights, which began at a sound size."""
-        run = case.run
-        if run.probes.steps[0] != 1 or not case.total_update_ratio[0] > self.overwhelming:
+        run, first = case.run, case.total_update_ratio[0]
+        if run.probes.steps[0] != 1 or not self.overwhelming < first < np.inf:
+            return False
+        if (run.probes.weight_rms[0, run.matrices] * case.root_fans < self.sound).any():
             return False
         has_reason = len(run.matrices) > self.shallow or case.growth > 0.5
         has_reason = has_reason or any("weight_hh" in layer.name for layer in run.layers)

@@ -64,8 +64,8 @@ class ThroughTime(Rule):
     """What a sequence makes of a gradient, at least, in a run that is lost."""
 
     swells: float = 1.4
-    """What a step makes of a gradient at first, from which it is worth a warning in a run that is
-    not known to be well: orthogonal weights and the identity have 1."""
+    """What a step makes of a gradient at first, from which it is worth a warning though the run is
+    not lost: orthogonal weights and the identity have 1."""
 
     usual_length: int = 50
     """Steps of a sequence, where inputs are not observed."""
@@ -77,7 +77,7 @@ class ThroughTime(Rule):
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
         places = [i for i, layer in enumerate(run.layers) if "weight_hh" in layer.name]
-        if not places or not len(run.probes.steps) or (case.learns and case.has_scale):
+        if not places or not len(run.probes.steps) or case.learns:
             return
         n_steps, names = length(case), tuple(run.layers[i].name for i in places)
         # The largest counts: what passes one layer's recurrence has passed. NaN if one is unknown.
@@ -89,7 +89,7 @@ class ThroughTime(Rule):
         elif first > self.swells:
             yield self._exploding(float(first), n_steps, names, "warning", 0.7)
         shape = case.loss
-        if shape is None or case.learns or schedule_has_ended(case):
+        if shape is None or schedule_has_ended(case):
             return
         is_faint = first < self.faint
         kept = (first if is_faint else last) ** n_steps

@@ -37,7 +37,7 @@ class Case:
 
     @cached_property
     def input_rows(self) -> Floats:
-        """Up to `INPUT_ROWS` sampled rows of inputs that are finite, (n, features), or none."""
+        """About `INPUT_ROWS` sampled rows of inputs that are finite, (n, features), or none."""
         arrays = [
             batch.inputs.reshape(len(batch.inputs), -1)
             for batch in self.run.batches

@@ -25,9 +25,9 @@ class Broadcast(Rule):
     codes = ("loss-output-mismatch",)
     needs = ("outputs", "targets", "loss")
 
-    unlike: float = 0.5
-    """Correlation of late outputs with targets, up to which rows may not be side by side, where
-    the loss is of no known kind."""
+    drawn: float = 0.3
+    """Deviation of late outputs over that of the targets, up to which they are drawn to the mean,
+    where the loss is of no known kind."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         seen = [batch for batch in case.run.batches if self._may_be(batch)]
@@ -36,7 +36,7 @@ class Broadcast(Rule):
         if not known or ways.count("side by side") > len(known) / 2:
             return
         is_sure = ways.count("square") > len(known) / 2
-        if not is_sure and self._likeness(seen[-3:]) > self.unlike:
+        if not is_sure and not self._are_drawn(seen[-3:]):
             return
         shapes = seen[0].shapes
         yield mismatch(
@@ -51,16 +51,14 @@ class Broadcast(Rule):
         shapes = [batch.shapes.get(name, ()) for name in ("outputs", "targets")]
         return _broadcasts(*shapes) and "targets" not in batch.integers
 
-    def _likeness(self, late: Sequence[Batch]) -> float:
-        """Return the correlation of outputs and targets row by row; 0 where there is none."""
-        pairs = [(b.outputs.ravel(), b.targets.ravel()) for b in late
-                 if b.outputs is not None and b.targets is not None
-                 and b.outputs.size == b.targets.size]  # fmt: skip
-        if not pairs:
-            return 0.0
-        outputs, targets = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
-        found = float(np.corrcoef(outputs, targets)[0, 1])
-        return found if np.isfinite(found) else 0.0
+    def _are_drawn(self, late: Sequence[Batch]) -> bool:
+        """Whether the outputs hardly differ where the targets do."""
+        outputs = [batch.outputs.ravel() for batch in late if batch.outputs is not None]
+        targets = [batch.targets.ravel() for batch in late if batch.targets is not None]
+        if not outputs or not targets:
+            return False
+        spread, wanted = np.concatenate(outputs).std(), np.concatenate(targets).std()
+        return bool(spread < self.drawn * wanted)
 
 
 def _way(batch: Batch) -> str:
@@ -69,16 +67,20 @@ def _way(batch: Batch) -> str:
     if batch.loss is None or outputs is None or targets is None or outputs.size != targets.size:
         return ""
     outputs, targets = outputs.ravel(), targets.ravel()
+    found = set()
     for way, names, (a, b) in (
         ("side by side", (*_SQUARES, "bce", "bce-with-logits"), (outputs, targets)),
         ("square", _SQUARES, (outputs[:, None], targets[None, :])),
     ):
         for name in names:
             elements = LOSSES[name](a, b)
-            for value in (elements.mean(), elements.sum()):
-                if abs(value - batch.loss) <= LOSS_TOLERANCE * abs(batch.loss):
-                    return way
-    return ""
+            error = 0.0 if batch.is_whole else 4 * elements.std() / math.sqrt(len(outputs))
+            values = [elements.mean(), elements.sum()] if batch.is_whole else [elements.mean()]
+            if min(abs(value - batch.loss) for value in values) <= (
+                LOSS_TOLERANCE * abs(batch.loss) + error
+            ):
+                found.add(way)
+    return found.pop() if len(found) == 1 else ""
 
 
 def _broadcasts(outputs: tuple[int, ...], targets: tuple[int, ...]) -> bool:

@@ -272,7 +272,7 @@ class Contradictions(Rule):
         rows, classes = [np.zeros(0)], [np.zeros(0)]
         for batch in case.run.batches:
             inputs, targets = batch.inputs, batch.targets
-            if inputs is None or targets is None or "inputs" in batch.integers:
+            if inputs is None or targets is None or "inputs" in batch.integers or not inputs.size:
                 continue
             if targets.ndim != 1 or batch.shapes["targets"] != batch.shapes["inputs"][:1]:
                 continue

@@ -29,7 +29,7 @@ ENOUGH = 10
 """Samples by which a loss is recognised, of twice as many or more."""
 
 SMALLEST = 1e-4
-"""A loss over the first one, at least, by which it is recognised."""
+"""A loss over the first ones, at least, by which it is recognised."""
 
 MIN_SCALED = 5
 """Samples from which a loss is taken for a multiple of one of `LOSSES`."""
@@ -117,7 +117,7 @@ class Task:
         """The loss function, where the observed loss agrees with one on most samples."""
         # What is next to 0 agrees with whatever comes to nothing.
         known = [b for b in self.paired if b.loss and math.isfinite(b.loss)]
-        least = SMALLEST * abs(known[0].loss or 0.0) if known else 0.0
+        least = SMALLEST * median([abs(b.loss or 0.0) for b in known[:4]])
         known = [b for b in known if abs(b.loss or 0.0) > least]
         known = known[:: max(1, len(known) // ENOUGH)]
         for name in LOSSES:
@@ -240,7 +240,7 @@ class Task:
 
 def are_probabilities(rows: Floats) -> bool:
     """Whether each row could be a softmax: none below 0, and a sum of 1."""
-    if rows.ndim != 2 or rows.shape[1] < 2 or not np.isfinite(rows).all():
+    if rows.ndim != 2 or rows.shape[1] < 2 or not rows.size or not np.isfinite(rows).all():
         return False
     return bool(rows.min() >= 0 and (abs(rows.sum(-1) - 1) < 2e-2).all())
 

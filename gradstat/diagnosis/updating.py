@@ -275,7 +275,10 @@ class NoUpdate(Rule):
 
 @dataclass(frozen=True)
 class NotZeroed(Rule):
-    """Gradients that are added to those of the step before."""
+    """Gradients that are added to those of the step before.
+
+    Compared in the first steps, and then in every seventh.
+    """
 
     codes = ("gradient-accumulation",)
     needs = ("steps",)
