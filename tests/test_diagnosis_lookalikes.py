@@ -194,6 +194,13 @@ def _() -> gradstat.Monitor:
 
 
 @like("Maximised")
+@like("HardlyBegun")
+def _() -> gradstat.Monitor:
+    """What is left of the loss is a constant that nothing can take away."""
+    x, y = numbers()
+    return train(net(n_out=1), (x, y), lambda o, t: mse_loss(o, t) + 9, val=(x, y), see=("loss",))
+
+
 @like("Diverging")
 def _() -> gradstat.Monitor:
     """A likelihood of numbers, whose logarithm has any sign."""
@@ -461,24 +468,22 @@ def _() -> gradstat.Monitor:
     """Validation rows of another scale that the model normalises away."""
     x, y = classes()
     model = nn.Sequential(nn.LayerNorm(8), net())
-    return train(model, (x, y), cross_entropy, val=(40 * x, y), steps=200)
+    return train(model, (x, y), cross_entropy, val=(40 * x, y))
 
 
 @like("Overfitting")
 def _() -> gradstat.Monitor:
     """A validation loss above the training loss, that stays where it is."""
     x, y = classes()
-    fresh = torch.randn(ROWS, 8)
-    model = nn.Linear(8, 3)
-    return train(model, (x, y), cross_entropy, val=(x + 0.3 * fresh, y), steps=400)
+    val = (x + 0.3 * torch.randn(ROWS, 8), y)
+    return train(nn.Linear(8, 3), (x, y), cross_entropy, val=val, steps=400)
 
 
 @like("Underfitting")
 def _() -> gradstat.Monitor:
     """A linear model where half of the variance is noise."""
     x = torch.randn(ROWS, 8)
-    y = x @ torch.randn(8, 1)
-    y = y / y.std() + torch.randn(ROWS, 1)
+    y = x @ nn.functional.normalize(torch.randn(8, 1), dim=0) + torch.randn(ROWS, 1)
     return train(nn.Linear(8, 1), (x, y), mse_loss, val=(x, y), steps=300)
 
 

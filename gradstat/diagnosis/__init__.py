@@ -73,6 +73,7 @@ RULES: tuple[Rule, ...] = (
     units.Saturated(),
     progress.ZeroLoss(),
     progress.FlatLoss(),
+    progress.HardlyBegun(),
     progress.Diverging(),
     progress.Oscillating(),
     progress.Plateau(),

@@ -284,10 +284,6 @@ class Underfitting(Rule):
     left_of_one: float = 0.9
     """The same of a single linear layer, which is often all that is meant."""
 
-    begun: float = 0.15
-    """Fall of the loss over its first value, up to which one that falls to the end has only begun.
-    """
-
     dropout: float = 0.7
     """Probability from which dropout takes too much; 0.5 is the largest in use (1207.0580)."""
 
@@ -298,18 +294,6 @@ class Underfitting(Rule):
         shape, left, run = case.loss, case.left, case.run
         if shape is not None and left is None and not case.learns and shrunk_weights(case):
             yield self._erased(case)
-        if self._ends_early(case) and not self._reason(case)[0]:
-            yield Finding(
-                "underfitting",
-                "warning",
-                0.55,
-                "the run ends while its loss has only begun to fall",
-                ("train longer", "use smaller batches: more steps an epoch", "multiply lr by 3"),
-                (Measure("fall of the loss", shape.fall if shape else 0.0, "of the first",
-                         threshold=self.begun).only("below"),),
-                "Goodfellow et al. 2016, Deep Learning, section 8.1.3",
-            )  # fmt: skip
-            return
         if shape is None or left is None:
             return
         is_stack = case.task.kind == "classes" and len(run.matrices) > 1 and self._is_linear(case)
@@ -352,21 +336,12 @@ class Underfitting(Rule):
             "underfitting",
             "warning",
             0.8,
-            "weight decay has all but erased the weights, and the loss has stopped to fall",
+            "weight decay has all but erased the weights",
             (f"lower weight_decay from {decay:g} to 0.01 or less", "train longer"),
             (Measure("least of a weight's last size over its first",
                      float(np.nanmin(weights[-1] / weights[0])), threshold=0.5).only("below"),),
             "Goodfellow et al. 2016, Deep Learning, section 5.2",
         )  # fmt: skip
-
-    def _ends_early(self, case: Case) -> bool:
-        shape, val = case.loss, case.run.val_loss
-        if shape is None or case.learns or not case.is_judged_by_loss or shape.fall > self.begun:
-            return False
-        if val is not None and len(val.finite) > 2 and val.finite[-1] > val.finite[0]:
-            return False
-        falls = -shape.trend > max(5 * shape.trend_error, 0.01 * abs(shape.last))
-        return falls and not shape.rises_steadily and shape.last <= shape.best * 1.02
 
     def _is_text(self, case: Case) -> bool:
         """Whether tokens are to be told from tokens: what is left is the text's own entropy."""

@@ -238,6 +238,40 @@ def _size(shape: Shape) -> float:
 
 
 @dataclass(frozen=True)
+class HardlyBegun(Rule):
+    """A loss that falls to the last, steadily, and has fallen by next to nothing."""
+
+    codes = ("underfitting",)
+    needs = ("loss",)
+
+    begun: float = 0.15
+    """Fall of the loss over its first value, at most."""
+
+    sure: float = 5.0
+    """Fall over the second half over what noise alone would make of it, at least."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        shape, val = case.loss, case.run.val_loss
+        if shape is None or case.learns or not case.is_judged_by_loss or shape.fall > self.begun:
+            return
+        if val is not None and len(val.finite) > 2 and val.finite[-1] > val.finite[0]:
+            return
+        falls = -shape.trend > max(self.sure * shape.trend_error, 0.01 * abs(shape.last))
+        if not falls or shape.last > 1.02 * shape.best:
+            return
+        yield Finding(
+            "underfitting",
+            "warning",
+            0.55,
+            "the loss has only begun to fall, and still does",
+            ("train longer", "use smaller batches: more steps an epoch", "multiply lr by 3"),
+            (Measure("fall of the loss", shape.fall, "of the first", threshold=self.begun)
+             .only("below"),),
+            "Goodfellow et al. 2016, Deep Learning, section 8.1.3",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Oscillating(Rule):
     """A loss that swings to and fro by more than batches differ."""
 

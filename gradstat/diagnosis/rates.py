@@ -159,20 +159,13 @@ class TooHigh(Rule):
             return
         optimizer = run.optimizer
         momentum = optimizer is not None and optimizer.momentum >= 0.98
+        outcome = "is lost" if lost else "rises" if rose or worse else "does not settle"
+        told = f", and the loss {outcome}" if run.loss is not None else ""
         yield Finding(
             "lr-too-high",
             "error" if confidence >= 0.8 else "warning",
             confidence,
-            f"a step changes the weights by up to {largest:.1%} of their size"
-            + (
-                ""
-                if run.loss is None
-                else ", and the loss is lost"
-                if lost
-                else ", and the loss rises"
-                if rose or worse
-                else ", and the loss does not settle"
-            ),
+            f"a step changes the weights by up to {largest:.1%} of their size{told}",
             (
                 *(["lower momentum to 0.9"] if momentum else []),
                 "multiply lr by 0.1",
