@@ -138,8 +138,9 @@ class Observations:
                 elif value is None or not is_probed:
                     continue
                 elif of_batch:
-                    if value.numel():
-                        batch[name] = readable(value)
+                    tensor = readable(value)
+                    if tensor.numel():
+                        batch[name] = tensor
                 else:
                     tables[name] = _table(name, value)
             except Exception as error:  # a run that is only watched must go on
