@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import TensorWeakRef
-
-FIRST = 4
-STRIDE = 7
-"""After the steps before `FIRST` and then after every so many the next one is looked at: a prime,
-which the periods of loops that zero gradients now and then seldom are."""
 
 
 class Accumulation:
@@ -24,6 +19,11 @@ class Accumulation:
     It is held weakly: its memory goes where ``zero_grad`` lets it go. The hook that counts the
     passes stays between the looks, since to put it on costs more than to call it in vain.
     """
+
+    FIRST: ClassVar[int] = 4
+    STRIDE: ClassVar[int] = 7
+    """After the steps before `FIRST` and then after every so many the next one is looked at: a
+    prime, which the periods of loops that zero gradients now and then seldom are."""
 
     def __init__(self) -> None:
         self.looks = 0

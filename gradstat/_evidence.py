@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from gradstat import _kernels
 from gradstat._batch_sample import BatchSample, TensorSample
-from gradstat._names import bare_modules_of, named_parameters
+from gradstat._names import modules_of, named_parameters
 from gradstat._observations import Observation
 from gradstat._optimizer_kind import as_number, is_scale_free
 from gradstat._probes import Probe
@@ -56,7 +56,7 @@ def facts_of(optimizer: Optimizer, watched: Watched, known: Layers) -> Facts:
     owners: dict[int, str] = {}
     facts = None
     if model is not None:
-        modules = bare_modules_of(model)
+        modules = [module for _, module in modules_of(model)]
         own: dict[int, nn.Parameter] = {}
         for module in modules:
             if module._parameters:

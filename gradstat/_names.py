@@ -19,20 +19,6 @@ def plain_name(name: str) -> str:
     return name.replace(_COMPILED, "")
 
 
-def bare_modules_of(model: nn.Module) -> list[nn.Module]:
-    """Return the modules inside, each once, in the order of `modules_of` and in half its time."""
-    found: dict[int, nn.Module] = {}
-    left: list[nn.Module | None] = [unwrapped(model)]
-    while left:
-        module = left.pop()
-        if module is None or id(module) in found:
-            continue
-        found[id(module)] = module
-        if module._modules:
-            left += reversed(module._modules.values())
-    return list(found.values())
-
-
 def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return the modules inside, each once, with the start of their parameters' names.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradstat import _accumulation, _kernels
+from gradstat import _kernels
 from gradstat._accumulation import Accumulation
 from gradstat._alarms import Alarms
 from gradstat._capture import is_capturing
@@ -223,7 +223,7 @@ class Seam:
             recorder.finish(parameters)
         if self._probes.under_way is not None:
             self._probes.finish(parameters)
-        if recorder.step < _accumulation.FIRST or recorder.step % _accumulation.STRIDE == 0:
+        if recorder.step < Accumulation.FIRST or recorder.step % Accumulation.STRIDE == 0:
             self._accumulation.follow(parameters)
         if self._activations is not None:
             self._activations.step()
