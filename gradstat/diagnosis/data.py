@@ -144,7 +144,7 @@ class UnseenInputs(Rule):
     """
 
     codes = ("bad-inputs",)
-    needs = ("steps",)
+    needs = ("steps", "loss")
 
     large: float = 50.0
     """Gradient of the first weights over that of their bias, root mean squares, at least. Signs of

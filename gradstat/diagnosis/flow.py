@@ -329,6 +329,7 @@ class SparseGradients(Rule):
     farther than `moved`, is kept back by it."""
 
     still: float = 0.02
+    """`moved` of such a weight, at most."""
 
     left: float = 0.85
     """Share of a guess's loss that is left, at least, where it is known."""

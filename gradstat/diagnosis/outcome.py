@@ -330,14 +330,14 @@ class Underfitting(Rule):
 
     def _erased(self, case: Case) -> Finding:
         """Return what is found where decay is seen and no more than the loss is known."""
+        reason, remedy, _ = self._reason(case)
         weights = case.run.probes.weight_rms[:, case.run.dimensions >= 2]
-        decay = case.run.optimizer.weight_decay if case.run.optimizer is not None else 0.0
         return Finding(
             "underfitting",
             "warning",
             0.8,
-            "weight decay has all but erased the weights",
-            (f"lower weight_decay from {decay:g} to 0.01 or less", "train longer"),
+            reason,
+            (*remedy, "train longer"),
             (Measure("least of a weight's last size over its first",
                      float(np.nanmin(weights[-1] / weights[0])), threshold=0.5).only("below"),),
             "Goodfellow et al. 2016, Deep Learning, section 5.2",

@@ -250,14 +250,18 @@ class HardlyBegun(Rule):
     sure: float = 5.0
     """Fall over the second half over what noise alone would make of it, at least."""
 
+    pace: float = 0.01
+    """The same fall over the last value, at least; and twice as far the last may lie above the
+    best."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         shape, val = case.loss, case.run.val_loss
         if shape is None or case.learns or not case.is_judged_by_loss or shape.fall > self.begun:
             return
         if val is not None and len(val.finite) > 2 and val.finite[-1] > val.finite[0]:
             return
-        falls = -shape.trend > max(self.sure * shape.trend_error, 0.01 * abs(shape.last))
-        if not falls or shape.last > 1.02 * shape.best:
+        falls = -shape.trend > max(self.sure * shape.trend_error, self.pace * abs(shape.last))
+        if not falls or shape.last > (1 + 2 * self.pace) * shape.best:
             return
         yield Finding(
             "underfitting",

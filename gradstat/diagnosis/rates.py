@@ -88,12 +88,14 @@ class TooHigh(Rule):
     may be one."""
 
     shallow: int = 4
+    """Weights with two dimensions or more, at most."""
 
     sweeping: float = 0.5
     """Update over weight in one of the first probes, from which the initialisation is lost, where
     the weights end `swept` times as large."""
 
     swept: float = 5.0
+    """Last size of a weight over its first."""
 
     sound: float = 0.2
     """Gain of weights that do not begin small; torch's default for Linear is 0.58."""
@@ -276,6 +278,7 @@ class TooLow(Rule):
     begin at about that."""
 
     reach_of_clipped: float = 0.3
+    """`reach` of a run whose gradients are clipped so, at most."""
 
     usual_lr: float = 0.01
     """Rate of SGD that is usual: a step that is too small all the same is a small gradient's."""
@@ -319,9 +322,7 @@ class TooLow(Rule):
             and reach < self.reach_of_clipped
             and (shape is None or stands)
         )
-        if not (slow and (stands or shape is None or is_held)) and not (
-            crawls or is_faint or is_held
-        ):
+        if not ((slow and (stands or shape is None)) or crawls or is_faint or is_held):
             return
         is_lr = (
             optimizer is None

@@ -12,7 +12,7 @@ from gradstat.diagnosis.evidence import Batch
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.fit import mismatch
 from gradstat.diagnosis.rule import Case, Rule
-from gradstat.diagnosis.task import LOSS_TOLERANCE, LOSSES
+from gradstat.diagnosis.task import ENOUGH, LOSS_TOLERANCE, LOSSES
 
 _SQUARES = ("mse", "mae", "smooth-l1")
 """Losses that torch computes of unlike shapes."""
@@ -32,6 +32,7 @@ class Broadcast(Rule):
     def judge(self, case: Case) -> Iterator[Finding]:
         seen = [batch for batch in case.run.batches if self._may_be(batch)]
         known = [batch for batch in seen if batch.loss is None or math.isfinite(batch.loss)]
+        known = known[:: max(1, len(known) // ENOUGH)]
         ways = [_way(batch) for batch in known]  # now and then one agrees by accident
         if not known or ways.count("side by side") > len(known) / 2:
             return
@@ -80,6 +81,9 @@ def _way(batch: Batch) -> str:
                 LOSS_TOLERANCE * abs(batch.loss) + error
             ):
                 found.add(way)
+                break
+        if found and batch.is_whole:
+            break
     return found.pop() if len(found) == 1 else ""
 
 

@@ -232,10 +232,12 @@ class Task:
         """Return the mean over the classes of the share that is found, beyond a guess's."""
         hits = np.concatenate([_hits(*pair, self.kind).ravel() for pair in rows])
         targets = np.concatenate([targets.ravel() for _, targets in rows])
-        found = [hits[targets == value].mean() for value in np.unique(targets[~np.isnan(hits)])]
-        return (
-            (float(np.mean(found)) * len(found) - 1) / (len(found) - 1) if len(found) > 1 else 0.0
-        )
+        known = ~np.isnan(hits)
+        _, places, counts = np.unique(targets[known], return_inverse=True, return_counts=True)
+        if len(counts) < 2:
+            return 0.0
+        found = np.bincount(places, hits[known]) / counts
+        return float((found.sum() - 1) / (len(counts) - 1))
 
 
 def are_probabilities(rows: Floats) -> bool:

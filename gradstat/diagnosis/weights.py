@@ -53,7 +53,7 @@ class Initialization(Rule):
 
     swells: float = 2.0
     """Powers of ten by which a plain stack without normalisation makes a signal larger, from which
-    it is worth a warning though the run learns."""
+    it is worth a warning though the run learns; and the median gain that is a reason for it."""
 
     some: float = 0.2
     """Share of the layers that amplify too much, from which they may be what hampers a run."""
@@ -99,7 +99,7 @@ class Initialization(Rule):
             severity, scale = "warning", 0.7
         is_plain = run.model is not None and not any("Norm" in m for m in run.model.modules)
         fades = usual < self.faint and case.growth < -2.5 and not case.learns and is_plain
-        swells = usual > 2 and case.growth > self.swells and is_plain
+        swells = usual > self.swells and case.growth > self.swells and is_plain
         if swells and case.learns:
             severity, scale = "warning", 0.7
         amplify = varied & (gains > self.large)
@@ -115,7 +115,7 @@ class Initialization(Rule):
                 seen=Measure(
                     "median gain",
                     usual,
-                    threshold=2.0 if swells and usual <= self.large
+                    threshold=self.swells if swells and usual <= self.large
                     else self.large if usual > 1 else self.faint if fades else self.small,
                 ),
             )  # fmt: skip
@@ -194,6 +194,7 @@ class FirstLoss(Rule):
     """The same from which it is worth a warning where `left` of a guess's loss is left."""
 
     left: float = 0.3
+    """Share of a guess's loss, at least."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         loss, chance, task = case.run.loss, case.task.chance, case.task
