@@ -224,3 +224,23 @@ def test_a_run_far_above_a_guess_has_not_overfitted() -> None:
     monitor = train(model, (x, y), functional.mse_loss, optimizer=sgd(model, 5e-4),
                     val=(3 * x, y), steps=200)  # fmt: skip
     assert named(monitor, "overfitting") == []
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_without_a_model_a_table_is_told_from_a_layer_that_starts_too_large(large: bool) -> None:
+    model = nn.Sequential(nn.Embedding(12, 32), nn.Flatten(), nn.Linear(192, 32), nn.ReLU(),
+                          nn.Linear(32, 12))  # fmt: skip
+    if large:
+        for layer in (model[2], model[4]):
+            nn.init.normal_(layer.weight, std=2.0)
+    adam = torch.optim.Adam(model.parameters(), 0.003)
+    monitor = gradstat.attach(adam).gradstat  # type: ignore[attr-defined]
+    tokens = torch.randint(12, (ROWS, 6))
+    for step in range(60):
+        x = tokens[step * 16 % ROWS :][:32]
+        loss = functional.cross_entropy(model(x), x[:, 0])
+        monitor.observe(loss=loss)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    assert bool(named(monitor, "bad-initialization")) == large

@@ -20,6 +20,8 @@ Floats = NDArray[np.float64]
 NUMEL, ZEROS, NANS, INFS, SUM, ABS_SUM, SQ_SUM, ABS_MAX, ABS_MIN, ROWS, DEAD_ROWS, L2 = range(12)
 
 _EMBEDDINGS = ("Embedding", "EmbeddingBag")
+_NEARLY = 0.1
+"""Distance of a deviation from 1, up to which it may be that of torch's tables."""
 
 
 class Layer(NamedTuple):
@@ -311,8 +313,18 @@ class Evidence:
 
     @cached_property
     def embeddings(self) -> list[int]:
-        """Positions of the tables that rows are picked from."""
-        return [i for i, layer in enumerate(self.layers) if layer.module in _EMBEDDINGS]
+        """Positions of the tables that rows are picked from.
+
+        Without a model those that begin as only tables do, with the deviation of 1 that torch gives
+        them, where most other matrices begin smaller.
+        """
+        known = [i for i, layer in enumerate(self.layers) if layer.module in _EMBEDDINGS]
+        if self.model is not None or not len(self.probes.steps) or self.probes.steps[0] != 1:
+            return known
+        is_table = self.dimensions == 2
+        with np.errstate(invalid="ignore"):
+            is_like_one = is_table & (np.abs(self.probes.first_std - 1.0) < _NEARLY)
+        return np.flatnonzero(is_like_one).tolist() if 2 * is_like_one.sum() < is_table.sum() else known
 
     @cached_property
     def matrices(self) -> NDArray[np.int64]:
