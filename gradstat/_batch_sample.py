@@ -122,13 +122,15 @@ def _rows_of_pair(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | N
     """Return both as rows that belong together; None where the shapes do not say how.
 
     Classes: outputs (N, C, ...) or (..., C) beside targets without that dimension become (n, C) and
-    (n,). Equal shapes become (N, k) each, and one number for each row (N, 1).
+    (n,). Equal shapes become (N, k) each, and one number for each row (N, 1): of one output for
+    each row integers are no classes.
     """
     shape, wanted = outputs.shape, targets.shape
     if shape == wanted:
         return (outputs, targets) if shape else None
     is_column = shape[:1] == wanted[:1] and shape.numel() == wanted.numel() == shape[0]
-    if is_column and targets.is_floating_point():  # the loss may bring them together
+    # The loss may bring them together.
+    if is_column and (targets.is_floating_point() or shape[1:].numel() == 1):
         return outputs.reshape(-1, 1), targets.reshape(-1, 1)
     if len(shape) == len(wanted) + 1 and not targets.is_floating_point():
         if len(shape) == 2 and shape[0] == wanted[0]:

@@ -59,6 +59,7 @@ RULES: tuple[Rule, ...] = (
     updating.NoGradient(),
     updating.NoStep(),
     updating.NoUpdate(),
+    updating.WrittenBack(),
     updating.NotZeroed(),
     weights.Initialization(),
     weights.FirstLoss(),

@@ -58,7 +58,7 @@ EXPLAINS: dict[str, Set[str]] = {
     "diverging-loss": {"oscillating-loss", "overfitting", "lr-too-high", "exploding-gradient",
                        "nonfinite-loss", "nonfinite-gradient", "vanishing-gradient"},
     "flat-loss": {"underfitting"},
-    "constant-predictions": {"flat-loss", "plateau", "bad-targets"},
+    "constant-predictions": {"flat-loss", "plateau", "bad-targets", "sparse-gradients"},
 }  # fmt: skip
 """Cause and what it brings about: inputs that are not scaled saturate units, which lets gradients
 vanish, which leaves the loss flat."""

@@ -134,6 +134,10 @@ class InputScale(Rule):
         )
 
 
+_WITH_BIAS = ("Linear", "Conv", "RNN", "GRU", "LSTM")
+"""What the names of modules begin with whose bias is added to the product of weights and inputs."""
+
+
 @dataclass(frozen=True)
 class UnseenInputs(Rule):
     """Inputs that nobody has shown, whose scale the first layer's gradients tell.
@@ -146,25 +150,36 @@ class UnseenInputs(Rule):
     codes = ("bad-inputs",)
     needs = ("steps", "loss")
 
-    large: float = 50.0
-    """Gradient of the first weights over that of their bias, root mean squares, at least. Signs of
-    inputs that differ make less of it, so that this is far more than `InputScale` asks for."""
+    large: float = 15.0
+    """Gradient of the first weights over that of their bias, root mean squares, the median of the
+    first steps, at least; up to 10 is seen of inputs that are standardised."""
+
+    cancelled: float = 1e6
+    """The same from which the bias's gradient is what rounding leaves of rows that cancel."""
+
+    faded: float = -2.0
+    """Power of ten by which weights that start small make a signal smaller: little comes back."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
-        if "inputs" in run.observed or case.learns is not False or run.embeddings:
+        if "inputs" in run.observed or case.learns or not len(run.matrices):
             return
         if run.model is None or any("Norm" in name for name in run.model.modules):
             return
-        if not len(run.matrices):
+        if case.growth < self.faded:
             return
-        first = run.layers[run.matrices[0]].name
+        first, _, _, module, _ = run.layers[run.matrices[0]]
+        if not module.startswith(_WITH_BIAS):  # of attention the keys' bias has no gradient
+            return
         biases = [i for i, layer in enumerate(run.layers) if layer.name == _bias_of(first)]
         gradients = run.probes.gradient_rms[:4]
         if not biases or run.matrices[0] > biases[0] or not len(gradients):
             return
-        ratio = float(np.min(gradients[:, run.matrices[0]] / gradients[:, biases[0]]))
-        if not self.large < ratio < np.inf:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratios = gradients[:, run.matrices[0]] / gradients[:, biases[0]]
+        ratios = ratios[np.isfinite(ratios)]
+        ratio = median(ratios) if ratios.size else 0.0
+        if not self.large < ratio < self.cancelled:
             return
         yield Finding(
             "bad-inputs",

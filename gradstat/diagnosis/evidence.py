@@ -324,7 +324,11 @@ class Evidence:
         is_table = self.dimensions == 2
         with np.errstate(invalid="ignore"):
             is_like_one = is_table & (np.abs(self.probes.first_std - 1.0) < _NEARLY)
-        return np.flatnonzero(is_like_one).tolist() if 2 * is_like_one.sum() < is_table.sum() else known
+        return (
+            np.flatnonzero(is_like_one).tolist()
+            if 2 * is_like_one.sum() < is_table.sum()
+            else known
+        )
 
     @cached_property
     def matrices(self) -> NDArray[np.int64]:

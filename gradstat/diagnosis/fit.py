@@ -46,6 +46,9 @@ class ProbabilitiesAsLogits(Rule):
     """Distance of a column's first mean from 0.5, at most, where they lie closer together: a
     sigmoid of next to nothing is one half, where logits may be anything."""
 
+    varies: float = 0.02
+    """Largest deviation of the outputs of a batch then, at least: one number may lie anywhere."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         task = case.task
         paired = [batch for batch in task.paired if batch.outputs is not None]
@@ -117,10 +120,9 @@ class ProbabilitiesAsLogits(Rule):
 
     def _is_sigmoid(self, outputs: list[Floats], width: float) -> bool:
         """Whether outputs within [0, 1] are so by a sigmoid, not by chance."""
-        if all(o.std() == 0 for o in outputs):
-            return False
+        spread = max(float(o.std()) for o in outputs)
         is_centred = abs(outputs[0].mean(axis=0) - 0.5) < self.centre
-        return width > self.range or bool(is_centred.all())
+        return (width > self.range and spread > self.varies) or (spread > 0 and is_centred.all())
 
 
 @dataclass(frozen=True)
@@ -261,8 +263,8 @@ class OneUnitSoftmax(Rule):
         n = sum(len(array) for array in arrays)
         if n < self.min_rows or shapes != {(1,)}:
             return
-        task = case.task
-        by_class = task.kind == "classes" and task.n_classes == 1
+        curve = case.run.loss
+        by_class = all("targets" in b.integers for b in case.task.paired) and case.task.paired
         if all((array == 1).all() for array in arrays):
             yield mismatch(
                 "the only output is exactly 1 for every row: a softmax over one unit is 1 whatever "
@@ -271,7 +273,7 @@ class OneUnitSoftmax(Rule):
                 0.97,
                 Measure("outputs that are exactly 1", 1.0, "share"),
             )
-        elif by_class and task.loss is not None and task.loss.name == "cross-entropy":
+        elif by_class and curve is not None and len(curve) and not curve.values.any():
             yield mismatch(
                 "a cross-entropy over one class is 0 whatever the output is",
                 ("give the last layer one unit for each class", "or use BCEWithLogitsLoss"),
@@ -312,7 +314,8 @@ class OutputRange(Rule):
             return
         outputs = np.concatenate([b.outputs.ravel() for b in task.paired if b.outputs is not None])
         outputs = outputs[np.isfinite(outputs)]
-        if len(outputs) < self.min_values or not outputs.std() > 0:
+        is_zero = not outputs.any()  # a last ReLU that has died could not have met them alive
+        if len(outputs) < self.min_values or not (outputs.std() > 0 or is_zero):
             return
         for name, low, high, looks_so in (
             ("sigmoid or softmax", 0.0, 1.0, outputs.min() >= 0 and outputs.max() <= 1),

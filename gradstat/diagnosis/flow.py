@@ -107,7 +107,7 @@ class Vanishing(Rule):
 
     def _to_rounding(self, case: Case) -> Iterator[Finding]:
         shape, run = case.loss, case.run
-        if shape is None or case.learns or shape.last == 0:
+        if shape is None or case.learns or shape.last == 0 or case.is_wild:
             return
         largest = np.nanmax(run.probes.gradient_rms, axis=1, initial=0.0)
         size = median(largest) / abs(shape.last)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradstat.diagnosis.curve import Shape
 from gradstat.diagnosis.evidence import Batch
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.medians import median
@@ -292,8 +293,8 @@ class Underfitting(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         shape, left, run = case.loss, case.left, case.run
-        if shape is not None and left is None and not case.learns and shrunk_weights(case):
-            yield self._erased(case)
+        if shape is not None and left is None and not case.learns:
+            yield from self._without_scale(case, shape)
         if shape is None or left is None:
             return
         is_stack = case.task.kind == "classes" and len(run.matrices) > 1 and self._is_linear(case)
@@ -328,20 +329,28 @@ class Underfitting(Rule):
             "Goodfellow et al. 2016, Deep Learning, section 5.2",
         )
 
-    def _erased(self, case: Case) -> Finding:
-        """Return what is found where decay is seen and no more than the loss is known."""
+    def _without_scale(self, case: Case, shape: Shape) -> Iterator[Finding]:
+        """Yield what decay or dropout comes to where no more than the loss is known."""
+        run = case.run
+        if shrunk_weights(case):
+            weights = run.probes.weight_rms[:, run.dimensions >= 2]
+            least = float(np.nanmin(weights[-1] / weights[0]))
+            seen = Measure("least of a weight's last size over its first", least, threshold=0.5)
+            seen = seen.only("below")
+        elif run.model is not None and run.model.dropout >= self.dropout and not shape.still_falls:
+            seen = Measure("dropout", run.model.dropout, threshold=self.dropout)
+        else:
+            return
         reason, remedy, _ = self._reason(case)
-        weights = case.run.probes.weight_rms[:, case.run.dimensions >= 2]
-        return Finding(
+        yield Finding(
             "underfitting",
             "warning",
             0.8,
             reason,
             (*remedy, "train longer"),
-            (Measure("least of a weight's last size over its first",
-                     float(np.nanmin(weights[-1] / weights[0])), threshold=0.5).only("below"),),
+            (seen,),
             "Goodfellow et al. 2016, Deep Learning, section 5.2",
-        )  # fmt: skip
+        )
 
     def _is_text(self, case: Case) -> bool:
         """Whether tokens are to be told from tokens: what is left is the text's own entropy."""

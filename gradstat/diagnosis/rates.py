@@ -119,7 +119,8 @@ class TooHigh(Rule):
         is_known = run.val_loss is not None or self._comes_back(losses)
         is_extreme = rose and largest > 10 * self.large and is_known
         sweeps = float(finite[:4].max(initial=0.0)) > self.sweeping and self._are_swept(case)
-        if case.learns and not (is_extreme and is_hurt) and not (sweeps and not case.has_scale):
+        is_lost = not case.has_scale or (case.left is not None and case.left > self.left)
+        if case.learns and not (is_extreme and is_hurt) and not (sweeps and is_lost):
             return
         lost = began and not np.isfinite(losses[-3:]).any()
         worse = shape is not None and shape.last > shape.first * 1.05

@@ -31,6 +31,13 @@ def length(case: Case) -> int:
     return longest
 
 
+def is_plain(case: Case) -> bool:
+    """Whether a network is recurrent without gates and answers once for each sequence."""
+    modules = case.run.model.modules if case.run.model is not None else ()
+    shapes = [b.shapes["outputs"] for b in case.run.batches if "outputs" in b.shapes]
+    return any(name in ("RNN", "RNNCell") for name in modules) and all(len(s) < 3 for s in shapes)
+
+
 @dataclass(frozen=True)
 class ThroughTime(Rule):
     """Recurrent weights that let a gradient fade, or grow, over the steps of a sequence.
@@ -92,14 +99,15 @@ class ThroughTime(Rule):
         if shape is None or schedule_has_ended(case):
             return
         is_faint = first < self.faint
-        kept = (first if is_faint else last) ** n_steps
+        is_unknown = n_steps == 0 and last < 1 and is_plain(case)
+        kept = (first if is_faint else last) ** (self.usual_length if is_unknown else n_steps)
         is_long = n_steps >= self.long or kept < self.nothing
         if kept < self.kept and (is_faint or is_long):
             start = case.task.chance if case.task.chance is not None else abs(shape.first)
             if start > 0 and self.left < shape.last / start < 1.2:
                 yield self._vanishing(
                     float(kept),
-                    n_steps,
+                    self.usual_length if is_unknown else n_steps,
                     names,
                     0.8 if is_faint else 0.7 if kept < self.nothing else 0.62,
                 )

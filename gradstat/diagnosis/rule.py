@@ -119,7 +119,12 @@ class Case:
         """Whether this may be the critic of a GAN, which a good generator keeps at a guess.
 
         It has two classes, real and made, and they come in blocks: not so in shuffled batches.
+        Without outputs it is told by Adam's first beta of one half, which is in use for nothing
+        else (Radford et al. 2016, 1511.06434, section 4).
         """
+        optimizer = self.run.optimizer
+        if self.task.kind == "unknown" and optimizer is not None:
+            return optimizer.is_adaptive and optimizer.momentum == 0.5
         if self.task.kind != "binary" or self.run.val_loss is not None:
             return False
         changes = [
@@ -132,7 +137,7 @@ class Case:
     @cached_property
     def is_adversary(self) -> bool:
         """Whether that is sure enough to say nothing of its loss."""
-        return self.may_be_adversary and len(self.task.paired) >= 3
+        return self.may_be_adversary and len(self.task.paired) not in (1, 2)
 
     @cached_property
     def is_judged_by_loss(self) -> bool:
@@ -184,14 +189,22 @@ class Case:
             return self.skill > 1 / 3 and (self.is_settled is not False or has_fallen)
         if shape is None:
             return None
+        val = self.run.val_loss
+        if chance is None and val is not None and len(val.finite) > 3:
+            least = 0.97 * float(val.finite[-1])
+            if least > 0.94 * val.finite[0] and shape.last > least:  # it has come down to a guess
+                return False
         return bool(self.is_settled) and shape.last < 0.7 * (chance if chance else self.start)
 
     @cached_property
     def is_wild(self) -> bool:
         """Whether the losses of the second half are on average ten times what a guess scores.
 
-        Their median may be 0 all the same, as of batches of one row.
+        Their median may be 0 all the same, as of batches of one row. Or the outputs are a thousand
+        times as far from the targets as a guess is.
         """
+        if self.task.kind == "numbers" and self.skill is not None and self.skill < -1e6:
+            return True
         loss, chance = self.run.loss, self.task.chance
         if loss is None or chance is None or chance <= 0:
             return False
@@ -228,6 +241,12 @@ class Case:
             layers[i].name.rpartition(".")[0] == owner and largest[i] > 0
             for i in np.flatnonzero(self.run.dimensions == 1)
         )
+
+    @cached_property
+    def forgets_at_once(self) -> bool:
+        """Whether no recurrent weight ever gets a gradient: the state is 0, or is detached."""
+        places = [i for i, layer in enumerate(self.run.layers) if "weight_hh" in layer.name]
+        return bool(places) and not self.run.probes.gradients[:, places, ABS_MAX].any()
 
     @cached_property
     def is_clipped(self) -> bool:

@@ -74,6 +74,8 @@ class DeadUnits(Rule):
         if run.sites:  # none is dead: they died after steps that the window holds
             is_silent &= run.probes.gradient_rms[0] > self.alive * run.probes.weight_rms[0]
         names = [run.layers[i].name for i in run.matrices if is_silent[i]]
+        if case.forgets_at_once and all("weight_hh" in name for name in names):
+            return ()  # no unit is dead
         lives = bool((largest[:, run.matrices[-1] :] > 0).any())
         return tuple(names) if lives else ()
 

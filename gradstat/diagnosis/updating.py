@@ -7,9 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradstat.diagnosis.evidence import ABS_MAX, INFS, L2, NANS, NUMEL, ZEROS
+from gradstat.diagnosis.evidence import (
+    ABS_MAX,
+    ABS_SUM,
+    INFS,
+    L2,
+    NANS,
+    NUMEL,
+    SUM,
+    ZEROS,
+)
 from gradstat.diagnosis.finding import Finding, Measure
-from gradstat.diagnosis.medians import middle
+from gradstat.diagnosis.medians import median, middle
 from gradstat.diagnosis.rule import Case, Rule
 
 
@@ -29,7 +38,7 @@ class NoGradient(Rule):
     """Share of the weights that are trained, below which frozen ones may be why nothing is learnt.
     """
 
-    left: float = 0.9
+    left: float = 0.75
     """Share of a guess's loss that is left then, at least."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
@@ -271,6 +280,58 @@ class NoUpdate(Rule):
                 "Micikevicius et al. 2018, 1710.03740, section 3.1",
                 tuple(run.layers[i].name for i in np.flatnonzero(lost)),
             )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WrittenBack(Rule):
+    """Parameters that lose between two steps what the first of them has changed.
+
+    The sum of a parameter before a step is what it was before the last one, and the sum of the
+    change: else something wrote to it in between. The first steps are all probed.
+    """
+
+    codes = ("parameters-not-updating",)
+    needs = ("steps",)
+
+    kept: float = 0.3
+    """Share of a step's change that is there before the next, at most. Constraints on weights undo
+    what lies across them, and an average of weights is meant for validation."""
+
+    rounding: float = 1e-3
+    """Change of a sum over that of the magnitudes, below which it is rounding."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        probes = case.run.probes
+        follows = np.flatnonzero(np.diff(probes.steps) == 1)
+        if len(follows) < 2 or case.learns:
+            return
+        before, after = probes.weights[follows], probes.weights[follows + 1]
+        change = probes.updates[follows][..., SUM]
+        moved = after[..., SUM] - before[..., SUM]
+        epsilon = np.array([layer.epsilon for layer in case.run.layers])
+        noise = self.rounding * probes.updates[follows][..., ABS_SUM]
+        noise += epsilon * before[..., ABS_SUM]
+        is_clear = (np.abs(change) > noise) & (after[..., NANS] + after[..., INFS] == 0)
+        if not is_clear.any():
+            return
+        kept = median(moved[is_clear] / change[is_clear])
+        if abs(kept) > self.kept:
+            return
+        yield Finding(
+            "parameters-not-updating",
+            "error",
+            0.9,
+            f"of what a step changes {kept:.0%} is left before the next one: something writes the "
+            "parameters back in between",
+            (
+                "look for copy_(), load_state_dict() or .data = in the loop",
+                "keep an average of the weights (EMA, SWA) in a copy of the model, and validate "
+                "that",
+            ),
+            (Measure("share of a step's change that is kept", kept, threshold=self.kept),),
+            "definition of the step",
+            steps=tuple(int(step) for step in probes.steps[follows]),
+        )
 
 
 @dataclass(frozen=True)

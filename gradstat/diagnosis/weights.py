@@ -61,6 +61,9 @@ class Initialization(Rule):
     bias: float = 3.0
     """Root mean square of a bias that shuts or saturates its layer whatever comes in."""
 
+    shut: float = 0.6
+    """Confidence where a layer is seen to be dead: that is said first, then what it began with."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
         if len(run.probes.steps) == 0 or run.probes.steps[0] != 1:
@@ -139,7 +142,7 @@ class Initialization(Rule):
                 "biases start so far from 0 that their units are shut or saturated whatever "
                 "comes in",
                 ("initialise biases with zeros",),
-                0.7 * scale,
+                (self.shut if any(0 < s.units == s.dead_units for s in run.sites) else 0.7) * scale,
                 severity,
                 layers=[run.layers[i].name for i in off],
                 seen=Measure("largest root mean square of a bias", float(np.nanmax(sizes)),

@@ -1,0 +1,161 @@
+"""Faults that are easily taken for others, and what is named first."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diagnosed_runs import ROWS, binary, classes, named, net, numbers, raised, train
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+class Answer(nn.Module):
+    """A recurrent network that answers by its last state."""
+
+    def __init__(self, kind: type[nn.RNNBase], n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.cell, self.head = kind(n_in, 16, batch_first=True), nn.Linear(16, n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.cell(x)
+        answer: Tensor = self.head(states[:, -1])
+        return answer
+
+
+def test_whole_numbers_beside_one_output_are_no_classes() -> None:
+    x, y = binary()
+    labels = y.flatten().long()
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1), nn.Sigmoid())
+
+    def twice(outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(outputs, targets.float()[:, None])
+
+    assert raised(train(model, (x, labels), twice))[0] == "loss-output-mismatch"
+
+
+@pytest.mark.parametrize("share", [0.99, 0.5])
+def test_weights_that_are_written_back_are_told_from_those_that_are_averaged(share: float) -> None:
+    model = net()
+    average = [parameter.detach().clone() for parameter in model.parameters()]
+
+    def written_back(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            for mean, parameter in zip(average, model.parameters(), strict=True):
+                mean.lerp_(parameter, 1 - share)
+                parameter.copy_(mean)
+        return x
+
+    sgd = torch.optim.SGD(model.parameters(), 0.01)
+    monitor = train(model, classes(), functional.cross_entropy, optimizer=sgd, distort=written_back)
+    assert bool(named(monitor, "parameters-not-updating")) == (share > 0.7)
+
+
+def test_a_dead_relu_at_the_end_is_an_output_that_cannot_reach_the_targets() -> None:
+    x, y = numbers()
+    model = nn.Sequential(net(n_out=1), nn.ReLU())
+    nn.init.constant_(model[0][-1].bias, -20.0)
+    assert raised(train(model, (x, y), functional.mse_loss))[0] == "loss-output-mismatch"
+
+
+@pytest.mark.parametrize("n_bits", [8, 16])
+def test_bits_whose_parity_is_wanted_have_targets_that_belong_to_them(n_bits: int) -> None:
+    x = torch.randint(2, (ROWS, n_bits)).float()
+    y = (x.sum(1) % 2)[:, None]
+    sgd = torch.optim.SGD((model := net(n_bits, 1)).parameters(), 0.05)
+    monitor = train(model, (x, y), functional.binary_cross_entropy_with_logits, optimizer=sgd)
+    assert raised(monitor)[0] == "flat-loss"
+
+
+@pytest.mark.parametrize(("kind", "first"), [(nn.RNN, "vanishing-gradient"), (nn.GRU, "flat-loss")])
+def test_a_plain_network_that_learns_nothing_has_forgotten(
+    kind: type[nn.RNNBase], first: str
+) -> None:
+    """The inputs are not observed, nor how long the sequences are."""
+    x = torch.randn(ROWS, 60, 4)
+    y = x[:, 0].argmax(1)
+    model = Answer(kind, 4, 4)
+    adam = torch.optim.Adam(model.parameters(), 0.003)
+    monitor = train(model, (x, y), functional.cross_entropy, optimizer=adam,
+                    see=("outputs", "targets", "loss"))  # fmt: skip
+    assert first in raised(monitor)[:2]
+
+
+def test_a_state_that_is_never_used_is_no_dead_unit() -> None:
+    x = torch.randn(ROWS, 6, 4)
+
+    class Forgetful(Answer):
+        def forward(self, x: Tensor) -> Tensor:
+            states = [self.cell(x[:, i : i + 1])[0] for i in range(x.shape[1])]
+            answer: Tensor = self.head(states[-1][:, 0])
+            return answer
+
+    monitor = train(Forgetful(nn.GRU, 4, 4), (x, x[:, 0].argmax(1)), functional.cross_entropy)
+    assert named(monitor, "dead-units") == []
+
+
+def test_columns_that_nobody_shows_are_told_by_gradients_though_the_loss_is_lost() -> None:
+    x, y = numbers()
+    model = net(n_out=1)
+    sgd = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    monitor = train(model, (500 + 300 * x, y), functional.mse_loss, optimizer=sgd, see=("loss",))
+    assert raised(monitor)[0] == "bad-inputs"
+
+
+def test_a_random_backbone_that_is_frozen_leaves_too_little_to_train() -> None:
+    x = torch.randn(ROWS, 8)
+    y = (x[:, :3] * x[:, 3:6]).argmax(1)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(),
+                          nn.Linear(16, 3))  # fmt: skip
+    for layer in (model[0], model[2]):
+        layer.requires_grad_(False)
+    assert raised(train(model, (x, y), functional.cross_entropy))[0] == "parameters-not-updating"
+
+
+def test_a_critic_is_known_by_its_beta() -> None:
+    model = net(2, 1)
+    real, made = torch.randn(ROWS, 2), torch.randn(ROWS, 2)
+
+    def critic(outputs: Tensor, targets: Tensor) -> Tensor:
+        of_real = functional.softplus(-outputs).mean()
+        return of_real + functional.softplus(model(made)).mean()
+
+    def flat(betas: tuple[float, float]) -> bool:
+        adam = torch.optim.Adam(model.parameters(), 1e-4, betas=betas)
+        data = (real, torch.zeros(ROWS))
+        return bool(named(train(model, data, critic, optimizer=adam, see=("loss",)), "flat-loss"))
+
+    assert flat((0.9, 0.999))
+    assert not flat((0.5, 0.999))
+
+
+def test_steps_that_sweep_the_first_weights_away_are_named_though_a_little_is_learnt() -> None:
+    x = torch.randn(ROWS, 8)
+    y = torch.where(torch.rand(ROWS) < 0.4, torch.randint(2, (ROWS,)), (x[:, 0] > 0).long())
+    model = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(),
+                          nn.Linear(64, 2))  # fmt: skip
+    adam = torch.optim.Adam(model.parameters(), 0.1)
+    monitor = train(model, (x, y), functional.cross_entropy, optimizer=adam, steps=200)
+    assert raised(monitor)[0] == "lr-too-high"
+
+
+def test_dead_units_come_before_the_biases_that_shut_them() -> None:
+    model = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 3))
+    nn.init.constant_(model[0].bias, -10.0)
+    codes = raised(train(model, classes(), functional.cross_entropy))
+    assert codes[0] == "dead-units"
+    assert "bad-initialization" in codes
+
+
+def test_dropout_that_leaves_nothing_is_seen_by_loss_and_validation_alone() -> None:
+    """The loss comes down to that of a guess, where validation has stood all the time."""
+    x, y = torch.randn(ROWS, 8), torch.arange(ROWS) % 10
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Dropout(0.97), nn.Linear(64, 10))
+    nn.init.normal_(model[3].weight, std=0.5)
+    monitor = train(model, (x, y), functional.cross_entropy, val=(0 * x, y), see=("loss",),
+                    optimizer=torch.optim.Adam(model.parameters(), 0.03), steps=300)  # fmt: skip
+    assert raised(monitor)[0] == "underfitting"
