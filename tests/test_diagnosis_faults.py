@@ -8,6 +8,8 @@ from diagnosed_runs import ROWS, binary, classes, named, net, numbers, raised, t
 from torch import Tensor, nn
 from torch.nn import functional
 
+import gradstat
+
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
@@ -159,3 +161,50 @@ def test_dropout_that_leaves_nothing_is_seen_by_loss_and_validation_alone() -> N
     monitor = train(model, (x, y), functional.cross_entropy, val=(0 * x, y), see=("loss",),
                     optimizer=torch.optim.Adam(model.parameters(), 0.03), steps=300)  # fmt: skip
     assert raised(monitor)[0] == "underfitting"
+
+
+def test_rows_in_order_of_their_class_are_why_a_loss_goes_to_and_fro() -> None:
+    x, y = classes()
+    order = y.argsort()
+    model = net()
+    sgd = torch.optim.SGD(model.parameters(), 0.5)
+    monitor = gradstat.attach(sgd, model).gradstat  # type: ignore[attr-defined]
+    for step in range(200):
+        rows = order.roll(-32 * step)[:32]
+        outputs = model(x[rows])
+        loss = functional.cross_entropy(outputs, y[rows])
+        monitor.observe(inputs=x[rows], outputs=outputs, targets=y[rows], loss=loss)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+    assert raised(monitor)[0] == "oscillating-loss"
+
+
+def test_batches_that_differ_are_no_oscillation_where_validation_stands_still() -> None:
+    x = torch.randn(ROWS, 8)
+    y = x[:, :1] + torch.randn(ROWS, 1)
+    model = net(n_out=1)
+
+    def of_four(outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.mse_loss(outputs[:4], targets[:4])
+
+    adam = torch.optim.Adam(model.parameters(), 0.003)
+    monitor = train(model, (x, y), of_four, optimizer=adam, val=(x, y), steps=400)
+    assert raised(monitor) == []
+
+
+@pytest.mark.parametrize(("after", "is_told"), [((0.61,), False), ((0.61, 0.62), True)])
+def test_one_validation_loss_that_lies_higher_may_do_so_by_chance(
+    after: tuple[float, ...], is_told: bool
+) -> None:
+    model = net()
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    monitor = gradstat.attach(sgd, model).gradstat  # type: ignore[attr-defined]
+    for step in range(60):
+        monitor.observe(loss=0.9 * 0.97**step)
+        model(torch.randn(4, 8)).sum().backward()
+        sgd.step()
+        sgd.zero_grad()
+    for value in (0.82, 0.6, 0.52, *after):
+        monitor.observe(val_loss=value)
+    assert bool(named(monitor, "overfitting")) == is_told

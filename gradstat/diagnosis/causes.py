@@ -35,9 +35,7 @@ EXPLAINS: dict[str, Set[str]] = {
     "zero-loss": _OUTCOMES | _DOUBTS
     | {"bad-inputs", "lr-too-low", "vanishing-gradient", "dead-units", "sparse-gradients",
        "parameters-not-updating"},
-    "class-imbalance": _OUTCOMES
-    | {"bad-targets", "overfitting", "lr-too-high", "dead-units", "vanishing-gradient",
-       "exploding-gradient"},
+    "class-imbalance": _OUTCOMES | {"bad-targets", "overfitting", "lr-too-high"},
     "lr-too-high": _OUTCOMES | _FLOW | {"overfitting", "bad-targets"},
     "lr-too-low": _OUTCOMES | {"parameters-not-updating", "class-imbalance"},
     "exploding-gradient": {"nonfinite-loss", "nonfinite-gradient", "diverging-loss", "flat-loss",
@@ -68,8 +66,14 @@ _FACT = 0.96
 """Confidence of what was seen itself, such as rows in order of their class: nothing that is less
 sure is its cause."""
 
+_EXPLAINS_AS_FACT: dict[str, Set[str]] = {
+    "oscillating-loss": _OUTCOMES | _DOUBTS
+    | {"lr-too-high", "dead-units", "vanishing-gradient", "exploding-gradient"},
+}  # fmt: skip
+"""What a loss brings about of which it was seen why it goes to and fro."""
+
 _NOTHING: Set[str] = frozenset()
-_ORDER = {code: place for place, code in enumerate(EXPLAINS)}
+_ORDER = {code: place for place, code in enumerate([*EXPLAINS, *_EXPLAINS_AS_FACT])}
 
 
 def rank(findings: Iterable[Finding]) -> list[Finding]:
@@ -104,11 +108,11 @@ def _strength(finding: Finding) -> tuple[bool, float]:
 
 
 def _explains(cause: Finding, symptom: Finding) -> bool:
-    if symptom.code not in EXPLAINS.get(cause.code, _NOTHING):
+    if symptom.code not in _effects(cause):
         return False
     if "info" in (cause.severity, symptom.severity):
         return False
-    if cause.code in EXPLAINS.get(symptom.code, _NOTHING):
+    if cause.code in _effects(symptom):
         return (cause.confidence, -_ORDER[cause.code]) > (
             symptom.confidence,
             -_ORDER[symptom.code],
@@ -116,6 +120,13 @@ def _explains(cause: Finding, symptom: Finding) -> bool:
     if symptom.confidence >= _FACT and cause.confidence < symptom.confidence:
         return False
     return cause.confidence >= symptom.confidence * 2 / 3
+
+
+def _effects(cause: Finding) -> Set[str]:
+    effects = EXPLAINS.get(cause.code, _NOTHING)
+    if cause.confidence < _FACT:
+        return effects
+    return effects | _EXPLAINS_AS_FACT.get(cause.code, _NOTHING)
 
 
 def _root(place: int, cause_of: dict[int, int]) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstat.diagnosis.evidence import Floats
-from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.finding import Finding, Measure, Severity
 from gradstat.diagnosis.medians import median
 from gradstat.diagnosis.rule import Case, Rule
 
@@ -209,13 +209,16 @@ def _bias_of(weight: str) -> str:
 class Unshuffled(Rule):
     """Batches that hold one class each while all together hold several."""
 
-    codes = ("class-imbalance",)
+    codes = ("oscillating-loss",)
     needs = ("targets",)
 
     within: float = 0.35
     """Share of the pooled entropy that a batch has, at most; a random batch has nearly all."""
 
     min_batches: int = 6
+
+    gap: float = 5.0
+    """Last validation loss over the training loss, from which it does harm though it is learnt."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         task = case.task
@@ -224,14 +227,13 @@ class Unshuffled(Rule):
         batches = [batch.classes for batch in task.with_targets if batch.classes.size >= 8]
         if len(batches) < self.min_batches:
             return
-        val = case.run.val_loss  # a model that follows the order is right in each batch
         counts = _class_counts(batches)
         pooled = float(_entropies(counts.sum(0)))
         share = median(_entropies(counts)) / pooled
         if pooled > 0.3 and share < self.within:
             yield Finding(
-                "class-imbalance",
-                "info" if case.generalises or (case.learns and val is None) else "error",
+                "oscillating-loss",
+                self._severity(case),
                 0.96,
                 "each batch holds hardly more than one class: the data is sorted and not shuffled, "
                 "so every stretch of steps unlearns the one before",
@@ -242,6 +244,15 @@ class Unshuffled(Rule):
                 ),
                 "Bengio 2012, 1206.5533, section 3; DeepCrime's operator on batches",
             )
+
+    def _severity(self, case: Case) -> Severity:
+        """Return how much harm is seen: a model that follows the order is right in each batch."""
+        val, shape = case.run.val_loss, case.loss
+        if val is None or shape is None or not val.finite.size:
+            return "info" if case.learns else "error"
+        if not case.generalises:
+            return "error"
+        return "warning" if val.finite[-1] > self.gap * shape.last else "info"
 
 
 def _class_counts(batches: list[Floats]) -> NDArray[np.int64]:

@@ -326,7 +326,10 @@ class SparseGradients(Rule):
 
     often: float = 0.75
     """Share of zeros from which a weight that has moved less than `still`, while most others moved
-    farther than `moved`, is kept back by it."""
+    farther than `go`, is kept back by it."""
+
+    go: float = 0.1
+    """`moved` of most others then, at least."""
 
     still: float = 0.02
     """`moved` of such a weight, at most."""
@@ -367,7 +370,7 @@ class SparseGradients(Rule):
         if run.step < self.min_steps:
             return
         rare = sparse & (alive * run.step < self.visits) & (moved < self.moved)
-        others_move = len(run.matrices) and median(moved[run.matrices]) > self.moved
+        others_move = len(run.matrices) and median(moved[run.matrices]) > self.go
         if others_move and case.learns is False:
             rare |= often & (alive * run.step >= self.visits) & (moved < self.still)
         hindered = not case.learns if case.left is None else case.left > self.left

@@ -42,7 +42,7 @@ class ConstantPredictions(Rule):
     """Rows from which a correlation is seen."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
-        spreads = list(_spreads(case.late))
+        spreads = list(_spreads(case.run.batches[-max(3, len(case.late)) :]))
         targets = case.task.targets
         if len(spreads) < 3 or (targets.size and (targets == targets[:1]).all()):
             return
@@ -193,7 +193,9 @@ class Overfitting(Rule):
         matters = last > (self.matters_by_heart if is_by_heart else self.matters) * guess
         is_comparable = 0.1 < began < 10  # the one may hold a penalty that the other does not
         lost = last > 10 * train or (last > 5 * train and rise > self.rise / 3)
-        if rise < self.rise and not (matters and is_comparable and lost):
+        is_last = values.argmin() == len(values) - 2  # one value alone may lie so high by chance
+        has_risen = rise >= (2 if is_last else 1) * self.rise
+        if not has_risen and not (matters and is_comparable and lost):
             return
         yield Finding(
             "overfitting",
@@ -202,7 +204,7 @@ class Overfitting(Rule):
             (
                 f"the validation loss has risen by {rise:.0%} from its lowest while the training "
                 "loss fell"
-                if rise >= self.rise
+                if has_risen
                 else "the validation loss stays high while the training loss falls"
             )
             + ": the model learns its training rows by heart",

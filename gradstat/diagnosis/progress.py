@@ -250,6 +250,9 @@ class HardlyBegun(Rule):
     sure: float = 5.0
     """Fall over the second half over what noise alone would make of it, at least."""
 
+    beyond_doubt: float = 20.0
+    """The same from which a fall counts however small it is."""
+
     pace: float = 0.01
     """The same fall over the last value, at least; and twice as far the last may lie above the
     best."""
@@ -260,7 +263,10 @@ class HardlyBegun(Rule):
             return
         if val is not None and len(val.finite) > 2 and val.finite[-1] > val.finite[0]:
             return
-        falls = -shape.trend > max(self.sure * shape.trend_error, self.pace * abs(shape.last))
+        sure = -shape.trend / max(shape.trend_error, 1e-12)
+        falls = sure > self.beyond_doubt or (
+            sure > self.sure and -shape.trend > self.pace * abs(shape.last)
+        )
         if not falls or shape.last > (1 + 2 * self.pace) * shape.best:
             return
         yield Finding(
@@ -288,6 +294,13 @@ class Oscillating(Rule):
     momentum: float = 0.98
     """From which swings are the optimizer's, though the run learns: it averages over 50 steps."""
 
+    still: float = 0.1
+    """Largest validation loss of the second half less the lowest, over the largest, up to which the
+    model stands still."""
+
+    gained: float = 0.9
+    """Largest one over that of a guess then, at most."""
+
     of_first: float = 0.15
     """The same spread over the first value, at least: near zero all losses look unsteady."""
 
@@ -297,6 +310,8 @@ class Oscillating(Rule):
             return
         optimizer = case.run.optimizer
         if case.learns and not (optimizer and optimizer.momentum >= self.momentum):
+            return
+        if self._is_noise(case):
             return
         half = loss.finite[len(loss.finite) // 2 :]
         low, middle, high = quantiles(half, [0.1, 0.5, 0.9])
@@ -321,6 +336,14 @@ class Oscillating(Rule):
             ),
             "AutoTrainer (Zhang et al. 2021), oscillating loss",
         )
+
+    def _is_noise(self, case: Case) -> bool:
+        """Whether it is the batches that differ: what is learnt holds, and stands still."""
+        val, chance = case.run.val_loss, case.task.val_chance
+        if val is None or chance is None or len(val.finite) < 4:
+            return False
+        half = val.finite[len(val.finite) // 2 :]
+        return bool(np.ptp(half) < self.still * half.max() and half.max() < self.gained * chance)
 
 
 @dataclass(frozen=True)

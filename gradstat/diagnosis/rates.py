@@ -97,6 +97,9 @@ class TooHigh(Rule):
     swept: float = 5.0
     """Last size of a weight over its first."""
 
+    left_swept: float = 0.4
+    """Share of a guess's loss that is left then in a run that learns, at least."""
+
     sound: float = 0.2
     """Gain of weights that do not begin small; torch's default for Linear is 0.58."""
 
@@ -119,7 +122,7 @@ class TooHigh(Rule):
         is_known = run.val_loss is not None or self._comes_back(losses)
         is_extreme = rose and largest > 10 * self.large and is_known
         sweeps = float(finite[:4].max(initial=0.0)) > self.sweeping and self._are_swept(case)
-        is_lost = not case.has_scale or (case.left is not None and case.left > self.left)
+        is_lost = not case.has_scale or (case.left is not None and case.left > self.left_swept)
         if case.learns and not (is_extreme and is_hurt) and not (sweeps and is_lost):
             return
         lost = began and not np.isfinite(losses[-3:]).any()

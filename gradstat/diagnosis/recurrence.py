@@ -74,6 +74,9 @@ class ThroughTime(Rule):
     """What a step makes of a gradient at first, from which it is worth a warning though the run is
     not lost: orthogonal weights and the identity have 1."""
 
+    wild: float = 2.0
+    """The same where the loss has fallen and nothing tells what it could have come to."""
+
     usual_length: int = 50
     """Steps of a sequence, where inputs are not observed."""
 
@@ -84,13 +87,17 @@ class ThroughTime(Rule):
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
         places = [i for i, layer in enumerate(run.layers) if "weight_hh" in layer.name]
-        if not places or not len(run.probes.steps) or case.learns:
+        if not places or not len(run.probes.steps):
             return
         n_steps, names = length(case), tuple(run.layers[i].name for i in places)
         # The largest counts: what passes one layer's recurrence has passed. NaN if one is unknown.
         first, last = (
             np.array([self._factor(case, i, probe) for i in places]).max() for probe in (0, -1)
         )
+        if case.learns:
+            if first > self.wild and not case.has_scale:
+                yield self._exploding(float(first), n_steps, names, "warning", 0.7)
+            return
         if self._is_lost(case) and first ** (n_steps or self.usual_length) > self.grown:
             yield self._exploding(float(first), n_steps, names)
         elif first > self.swells:
@@ -101,7 +108,7 @@ class ThroughTime(Rule):
         is_faint = first < self.faint
         is_unknown = n_steps == 0 and last < 1 and is_plain(case)
         kept = (first if is_faint else last) ** (self.usual_length if is_unknown else n_steps)
-        is_long = n_steps >= self.long or kept < self.nothing
+        is_long = is_unknown or n_steps >= self.long or kept < self.nothing
         if kept < self.kept and (is_faint or is_long):
             start = case.task.chance if case.task.chance is not None else abs(shape.first)
             if start > 0 and self.left < shape.last / start < 1.2:

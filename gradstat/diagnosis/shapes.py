@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +25,16 @@ class Broadcast(Rule):
     codes = ("loss-output-mismatch",)
     needs = ("outputs", "targets", "loss")
 
+    few: int = 3
+    """Batches of equal shapes whose loss is that of a square, from which it is no accident."""
+
     drawn: float = 0.3
     """Deviation of late outputs over that of the targets, up to which they are drawn to the mean,
     where the loss is of no known kind."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
+        if case.task.loss is None and case.task.kind in ("numbers", "binary"):
+            yield from self._in_the_loss(case)
         seen = [batch for batch in case.run.batches if self._may_be(batch)]
         known = [batch for batch in seen if batch.loss is None or math.isfinite(batch.loss)]
         known = known[:: max(1, len(known) // ENOUGH)]
@@ -39,14 +44,28 @@ class Broadcast(Rule):
         is_sure = ways.count("square") > len(known) / 2
         if not is_sure and not self._are_drawn(seen[-3:]):
             return
-        shapes = seen[0].shapes
-        yield mismatch(
+        yield self._found(seen[0].shapes, 0.98 if is_sure else 0.8)
+
+    def _found(self, shapes: Mapping[str, tuple[int, ...]], confidence: float) -> Finding:
+        return mismatch(
             f"outputs of shape {shapes['outputs']} and targets of shape {shapes['targets']} are "
-            "broadcast to a square: every output is pulled to the mean of all targets",
+            "broadcast to a square"
+            + (" within the loss" if shapes["outputs"] == shapes["targets"] else "")
+            + ": every output is pulled to the mean of all targets",
             ("targets = targets.unsqueeze(1)", "or outputs = outputs.squeeze(1)"),
-            0.98 if is_sure else 0.8,
+            confidence,
             Measure("rows", shapes["outputs"][0]),
         )
+
+    def _in_the_loss(self, case: Case) -> Iterator[Finding]:
+        """Yield what outputs and targets of one shape come to where the loss drops a dimension."""
+        columns = [
+            b
+            for b in case.task.paired
+            if b.is_whole and b.outputs is not None and b.outputs.size == len(b.outputs) > 1
+        ][: self.few]
+        if len(columns) == self.few and all(_way(batch) == "square" for batch in columns):
+            yield self._found(columns[0].shapes, 0.98)
 
     def _may_be(self, batch: Batch) -> bool:
         shapes = [batch.shapes.get(name, ()) for name in ("outputs", "targets")]

@@ -64,10 +64,13 @@ class TargetScale(Rule):
 class Leak(Rule):
     """Integer targets that are the inputs: a text that is to predict itself."""
 
-    codes = ("bad-targets",)
+    codes = ("zero-loss", "bad-targets")
     needs = ("inputs", "targets")
 
     min_values: int = 64
+
+    learnt: float = 0.1
+    """Last loss over the first, up to which it goes to nothing: a copy is soon learnt."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         compared = 0
@@ -85,8 +88,9 @@ class Leak(Rule):
             compared += count
         if compared < self.min_values:
             return
+        shape = case.loss
         yield Finding(
-            "bad-targets",
+            "zero-loss" if shape and shape.last < self.learnt * shape.first else "bad-targets",
             "error",
             0.93,
             "the targets are the inputs: there is nothing to predict",

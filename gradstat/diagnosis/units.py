@@ -100,7 +100,7 @@ class DeadUnits(Rule):
 
 @dataclass(frozen=True)
 class Saturated(Rule):
-    """Units at the flat ends of sigmoid or tanh."""
+    """Units at the flat ends of sigmoid or tanh, or a softmax that begins with a single one."""
 
     codes = ("saturated-activation",)
     needs = ("activations",)
@@ -114,8 +114,11 @@ class Saturated(Rule):
     def judge(self, case: Case) -> Iterator[Finding]:
         kinds = ("sigmoid", "tanh", "hardtanh", "hardsigmoid", "softsign")
         sites = [s for s in case.run.sites[:-1] if s.kind in kinds]  # the last may be the output
+        attended = {s.name for s in case.run.first_sites
+                    if s.kind == "softmax" and s.saturated_fraction > self.share}  # fmt: skip
+        sites += [s for s in case.run.sites if s.name in attended]
         flat = [s for s in sites if s.saturated_fraction > self.share]
-        began_so = any(
+        began_so = bool(attended) or any(
             site.saturated_fraction > self.share
             for site in case.run.first_sites[:-1]
             if site.kind in kinds
@@ -131,6 +134,7 @@ class Saturated(Rule):
             (
                 "scale inputs and initial weights down",
                 "add normalisation layers, or use ReLU or GELU",
+                *(["divide what goes into the softmax by the root of its width"] * bool(attended)),
             ),
             (Measure("saturated outputs", max(s.saturated_fraction for s in flat), "of a layer",
                      threshold=self.share),),

@@ -205,7 +205,8 @@ class FirstLoss(Rule):
             return
         if task.kind not in ("classes", "binary") or loss.steps[0] > 0:
             return
-        ratio = float(loss.values[0] / chance)
+        unsure = np.log(task.n_classes or 2) * (task.loss.factor if task.loss is not None else 1.0)
+        ratio = float(loss.values[0] / max(chance, unsure))  # what is rare is not known at first
         is_hampered = case.left is not None and case.left > self.left
         if case.is_well and not (ratio > self.far_above and is_hampered):
             return
