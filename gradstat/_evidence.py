@@ -272,7 +272,14 @@ def model_facts(
         n_strangers=len(stepped - own.keys()),
         n_own=len(stepped & own.keys()),
         dropout=max([float(m.p) for m in modules if isinstance(m, _DropoutNd)], default=0.0),
+        has_tables=any(map(_holds_table, modules)),
     )
+
+
+def _holds_table(module: nn.Module) -> bool:
+    is_own = module._parameters and not type(module).__module__.startswith("torch.")
+    held = [*module._buffers.values(), *(module._parameters.values() if is_own else ())]
+    return any(t is not None and t.dim() > 1 and t.shape[-2] > 1 for t in held)
 
 
 def _as_float(loss: float | Tensor | None) -> float | None:

@@ -228,6 +228,9 @@ class ModelFacts:
     dropout: float = 0.0
     """Largest probability of a dropout module."""
 
+    has_tables: bool = False
+    """Whether it holds a parameter or buffer of its own of several rows, as of positions."""
+
 
 class Site(NamedTuple):
     """A place in the model where an activation function was seen, over a window of steps."""

@@ -243,6 +243,16 @@ class Case:
         )
 
     @cached_property
+    def sees_no_order(self) -> bool:
+        """Whether the model has attention, and nothing that tells it the places of what it sees."""
+        model = self.run.model
+        if model is None or model.has_tables or len(self.run.embeddings) > 1:
+            return False
+        tells = ("Conv", "RNN", "GRU", "LSTM")
+        attends = "NonDynamicallyQuantizableLinear" in model.modules  # of MultiheadAttention
+        return attends and not any(name.startswith(tells) for name in model.modules)
+
+    @cached_property
     def forgets_at_once(self) -> bool:
         """Whether no recurrent weight ever gets a gradient: the state is 0, or is detached."""
         places = [i for i, layer in enumerate(self.run.layers) if "weight_hh" in layer.name]

@@ -179,7 +179,7 @@ class ConstantTargets(Rule):
 class RandomTargets(Rule):
     """Nothing is learnt that holds for other rows, though the run itself is in order."""
 
-    codes = ("bad-targets",)
+    codes = ("bad-targets", "underfitting")
     needs = ("outputs", "targets", "loss")
 
     reach: float = 0.3
@@ -239,12 +239,17 @@ class RandomTargets(Rule):
         is_excused = has_stopped or self._may_be_out_of_reach(case)
         confidence = 0.68 if shape.peak < self.orderly * chance else 0.5
         yield Finding(
-            "bad-targets",
+            "underfitting" if case.sees_no_order else "bad-targets",
             "warning",
             0.7 if case.learns else 0.35 if is_excused else confidence,
-            f"the weights have moved far, but {judged} is never better than a guess: the targets "
-            "seem to have nothing to do with the inputs",
+            f"the weights have moved far, but {judged} is never better than a guess: "
+            + (
+                "attention without positions does not see the order of what it is given"
+                if case.sees_no_order
+                else "the targets seem to have nothing to do with the inputs"
+            ),
             (
+                *(["add positions to the embeddings"] if case.sees_no_order else []),
                 "look at some rows: does each target belong to its input?",
                 "check that inputs and targets are shuffled and split together",
             ),
