@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from diagnosed_runs import ROWS, binary, classes, named, net, numbers, raised, train
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gradstat
+from gradstat.diagnosis import Case
+from gradstat.diagnosis.progress import Oscillating
 
 
 @pytest.fixture(autouse=True)
@@ -163,34 +167,26 @@ def test_dropout_that_leaves_nothing_is_seen_by_loss_and_validation_alone() -> N
     assert raised(monitor)[0] == "underfitting"
 
 
-def test_rows_in_order_of_their_class_are_why_a_loss_goes_to_and_fro() -> None:
-    x, y = classes()
-    order = y.argsort()
-    model = net()
-    sgd = torch.optim.SGD(model.parameters(), 0.5)
+def test_batches_that_differ_are_no_oscillation_where_validation_stands_still() -> None:
+    x = torch.randn(4 * ROWS, 8)
+    y = x[:, :1] + torch.randn(4 * ROWS, 1)
+    model = nn.Linear(8, 1)
+    sgd = torch.optim.SGD(model.parameters(), 0.02)
     monitor = gradstat.attach(sgd, model).gradstat  # type: ignore[attr-defined]
-    for step in range(200):
-        rows = order.roll(-32 * step)[:32]
+    for step in range(400):
+        rows = torch.randint(len(x), (3,))
         outputs = model(x[rows])
-        loss = functional.cross_entropy(outputs, y[rows])
+        loss = functional.mse_loss(outputs, y[rows])
         monitor.observe(inputs=x[rows], outputs=outputs, targets=y[rows], loss=loss)
         sgd.zero_grad()
         loss.backward()
         sgd.step()
-    assert raised(monitor)[0] == "oscillating-loss"
-
-
-def test_batches_that_differ_are_no_oscillation_where_validation_stands_still() -> None:
-    x = torch.randn(ROWS, 8)
-    y = x[:, :1] + torch.randn(ROWS, 1)
-    model = net(n_out=1)
-
-    def of_four(outputs: Tensor, targets: Tensor) -> Tensor:
-        return functional.mse_loss(outputs[:4], targets[:4])
-
-    adam = torch.optim.Adam(model.parameters(), 0.003)
-    monitor = train(model, (x, y), of_four, optimizer=adam, val=(x, y), steps=400)
+        if step % 20 == 19:
+            with torch.no_grad():
+                monitor.observe(val_loss=functional.mse_loss(model(x), y))
     assert raised(monitor) == []
+    forgotten = dataclasses.replace(monitor.evidence(), curves={"loss": monitor.evidence().loss})  # type: ignore[dict-item]
+    assert Oscillating().judge(Case(forgotten)) is not None
 
 
 @pytest.mark.parametrize(("after", "is_told"), [((0.61,), False), ((0.61, 0.62), True)])
@@ -208,3 +204,103 @@ def test_one_validation_loss_that_lies_higher_may_do_so_by_chance(
     for value in (0.82, 0.6, 0.52, *after):
         monitor.observe(val_loss=value)
     assert bool(named(monitor, "overfitting")) == is_told
+
+
+def test_a_square_within_the_loss_is_told_by_the_loss_itself() -> None:
+    x, y = numbers()
+
+    def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+        return ((outputs - targets.squeeze(1)) ** 2).mean()
+
+    found = train(net(n_out=1), (x, y), squared).diagnose()[0]
+    assert (found.code, found.confidence) == ("loss-output-mismatch", 0.98)
+    assert "within the loss" in found.explanation
+
+
+def test_recurrent_weights_that_multiply_a_signal_are_told_though_the_loss_falls() -> None:
+    x = torch.randn(ROWS, 12, 4)
+    y = x[:, -1, :1]
+    model = Answer(nn.RNN, 4, 1)
+    nn.init.normal_(model.cell.weight_hh_l0)
+    monitor = train(model, (x, y), functional.mse_loss, see=("loss",), steps=200)
+    assert monitor.evidence().loss is not None
+    assert "exploding-gradient" in raised(monitor)
+
+
+def test_attention_that_begins_with_a_single_key_is_saturated() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.key, self.value, self.out = nn.Linear(4, 16), nn.Linear(4, 16), nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            shares = torch.softmax(1000 * self.key(x) @ self.key(x[:, 0])[..., None], 1)[..., 0]
+            mixed = (shares[..., None] * self.value(x)).sum(1)
+            answer: Tensor = self.out(mixed)
+            return answer
+
+    x = torch.randn(ROWS, 6, 4)
+    y = x[:, :, 0].sum(1).gt(0).long()
+    codes = raised(train(Attention(), (x, y), functional.cross_entropy))
+    assert "saturated-activation" in codes
+
+
+@pytest.mark.parametrize(
+    ("has_positions", "code"), [(False, "underfitting"), (True, "bad-targets")]
+)
+def test_attention_without_positions_does_not_see_what_is_about_order(
+    has_positions: bool, code: str
+) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(6, 16)
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+            self.head = nn.Linear(16, 2)
+            if has_positions:
+                self.register_buffer("places", torch.zeros(5, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            words = self.words(x)
+            answer: Tensor = self.head(self.attention(words, words, words)[0].mean(1))
+            return answer
+
+    x = torch.rand(ROWS, 6).argsort(1)[:, :5]
+    y = (x[:, 0] > x[:, 1]).long()
+    assert code in raised(train(Model(), (x, y), functional.cross_entropy, steps=200))
+
+
+def test_a_first_loss_is_compared_with_that_of_one_who_knows_no_shares() -> None:
+    x = torch.randn(ROWS, 8)
+    y = torch.where(torch.rand(ROWS) < 0.97, 0, torch.randint(1, 4, (ROWS,)))
+    monitor = train(net(n_out=4), (x, y), functional.cross_entropy)
+    assert named(monitor, "bad-initialization") == []
+
+
+@pytest.mark.parametrize(("growth", "is_told"), [(1.003, False), (1.008, True)])
+def test_a_loss_that_climbs_is_told_before_it_has_doubled(growth: float, is_told: bool) -> None:
+    model = nn.Linear(8, 1)
+    sgd = torch.optim.SGD(model.parameters(), 0.01)
+    monitor = gradstat.attach(sgd, model).gradstat  # type: ignore[attr-defined]
+    for step in range(100):
+        monitor.observe(loss=growth**step + 0.02 * torch.randn(()))
+        model(torch.randn(4, 8)).mean().backward()
+        sgd.step()
+        sgd.zero_grad()
+    shape = Case(monitor.evidence()).loss
+    assert shape is not None
+    assert shape.last < 2.0 * shape.best
+    assert bool(named(monitor, "diverging-loss")) == is_told
+
+
+def test_a_fall_that_is_small_and_sure_is_no_flat_loss() -> None:
+    x, y = classes()
+    sgd = torch.optim.SGD((model := net()).parameters(), 0.002)
+    monitor = gradstat.attach(sgd, model).gradstat  # type: ignore[attr-defined]
+    for _ in range(40):
+        loss = functional.cross_entropy(model(x), y)
+        monitor.observe(loss=loss, val_loss=loss)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+    assert "underfitting" in raised(monitor)

@@ -163,7 +163,7 @@ def test_text_that_is_its_own_target_is_found_in_a_flattened_loss_too() -> None:
         adam.zero_grad()
         loss.backward()
         adam.step()
-    assert raised(monitor)[0] == "bad-targets"
+    assert raised(monitor)[0] == "zero-loss"
 
 
 def test_a_gradient_that_spoils_the_weights_comes_before_the_loss_that_it_spoils() -> None:

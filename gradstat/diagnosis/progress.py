@@ -166,6 +166,15 @@ class Diverging(Rule):
     above: float = 2.0
     """Last over best, as in torch-lr-finder and TheDeepChecker."""
 
+    above_climbing: float = 1.5
+    """The same of a loss that climbs through the second half."""
+
+    sure: float = 4.0
+    """Rise over the second half over what noise alone would make of it, at least."""
+
+    climb: float = 0.25
+    """The same rise over the last value, at least."""
+
     beneath: float = 10.0
     """How many times its first size a loss is below 0, and the last outputs are over the first,
     where it falls without end."""
@@ -193,11 +202,13 @@ class Diverging(Rule):
             if len(loss) >= 10 and len(loss.finite) < len(loss) / 2 and len(loss.finite) >= 2:
                 grown = float(loss.finite[-1] / max(abs(loss.finite[0]), 1e-12))
                 if grown > self.above:
-                    yield self._finding(grown, False)
+                    yield self._finding(grown, self.above, False)
             return
         base = max(abs(shape.best), 0.05 * abs(shape.first), 1e-12)
-        if shape.last > self.above * base and shape.last > shape.best + 4 * shape.noise / 3:
-            yield self._finding(shape.last / base, shape.rises_steadily)
+        is_climb = shape.trend > max(self.sure * shape.trend_error, self.climb * shape.last)
+        above = self.above_climbing if is_climb else self.above
+        if shape.last > above * base and shape.last > shape.best + 4 * shape.noise / 3:
+            yield self._finding(shape.last / base, above, shape.rises_steadily)
 
     def _falls_for_ever(self, case: Case, shape: Shape) -> bool:
         assert case.run.loss is not None
@@ -209,7 +220,7 @@ class Diverging(Rule):
         first, last = (float(np.sqrt(np.mean(known[i] ** 2))) for i in (0, -1))
         return shape.last < -self.beneath * _size(shape) and last > self.beneath * first
 
-    def _finding(self, grown: float, steadily: bool) -> Finding:
+    def _finding(self, grown: float, above: float, steadily: bool) -> Finding:
         return Finding(
             "diverging-loss",
             "error",
@@ -222,7 +233,7 @@ class Diverging(Rule):
                 'clip: gradstat.attach(optimizer, model, clip="auto")',
                 "go back to a checkpoint from before the rise",
             ),
-            (Measure("last loss over the best", grown, threshold=self.above),),
+            (Measure("last loss over the best", grown, threshold=above),),
             "TheDeepChecker (Ben Braiek and Khomh 2023)",
         )
 
