@@ -304,3 +304,21 @@ def test_a_fall_that_is_small_and_sure_is_no_flat_loss() -> None:
         loss.backward()
         sgd.step()
     assert "underfitting" in raised(monitor)
+
+
+@pytest.mark.parametrize("is_fresh", [True, False])
+def test_a_crawl_is_told_from_fine_tuning_by_what_the_weights_began_with(is_fresh: bool) -> None:
+    x, y = classes()
+    model = net()
+    if not is_fresh:
+        for layer in (model[0], model[2]):
+            nn.init.xavier_normal_(layer.weight, gain=1.5)  # type: ignore[arg-type]
+    sgd = torch.optim.SGD(model.parameters(), 0.002)
+    monitor = gradstat.attach(sgd, model).gradstat  # type: ignore[attr-defined]
+    for _ in range(60):
+        loss = functional.cross_entropy(model(x), y)
+        monitor.observe(loss=loss)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+    assert bool(named(monitor, "underfitting")) == is_fresh

@@ -175,6 +175,9 @@ class Diverging(Rule):
     climb: float = 0.25
     """The same rise over the last value, at least."""
 
+    many: int = 64
+    """Losses from which a climb is told: a run may begin with one."""
+
     beneath: float = 10.0
     """How many times its first size a loss is below 0, and the last outputs are over the first,
     where it falls without end."""
@@ -206,6 +209,7 @@ class Diverging(Rule):
             return
         base = max(abs(shape.best), 0.05 * abs(shape.first), 1e-12)
         is_climb = shape.trend > max(self.sure * shape.trend_error, self.climb * shape.last)
+        is_climb &= len(loss) >= self.many
         above = self.above_climbing if is_climb else self.above
         if shape.last > above * base and shape.last > shape.best + 4 * shape.noise / 3:
             yield self._finding(shape.last / base, above, shape.rises_steadily)
@@ -261,6 +265,18 @@ class HardlyBegun(Rule):
     sure: float = 5.0
     """Fall over the second half over what noise alone would make of it, at least."""
 
+    several: int = 5
+    """Validation losses that fall throughout, from which that is as sure."""
+
+    usual: float = 1e-3
+    """Median update over weight, below which steps are small (Karpathy, cs231n)."""
+
+    default: float = 0.577
+    """Gain that torch's layers begin with: a uniform distribution up to the root of 1 / fan-in."""
+
+    nearly: float = 0.04
+    """Distance from it, at most."""
+
     beyond_doubt: float = 20.0
     """The same from which a fall counts however small it is."""
 
@@ -270,13 +286,16 @@ class HardlyBegun(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         shape, val = case.loss, case.run.val_loss
-        if shape is None or case.learns or not case.is_judged_by_loss or shape.fall > self.begun:
+        if shape is None or case.learns or shape.fall > self.begun:
+            return
+        if not case.is_judged_by_loss and not self._crawls(case):
             return
         if val is not None and len(val.finite) > 2 and val.finite[-1] > val.finite[0]:
             return
         sure = -shape.trend / max(shape.trend_error, 1e-12)
         falls = sure > self.beyond_doubt or (
-            sure > self.sure and -shape.trend > self.pace * abs(shape.last)
+            -shape.trend > self.pace * abs(shape.last)
+            and (sure > self.sure or self._falls_throughout(case))
         )
         if not falls or shape.last > (1 + 2 * self.pace) * shape.best:
             return
@@ -290,6 +309,27 @@ class HardlyBegun(Rule):
              .only("below"),),
             "Goodfellow et al. 2016, Deep Learning, section 8.1.3",
         )  # fmt: skip
+
+    def _falls_throughout(self, case: Case) -> bool:
+        """Whether each of several validation losses lies below the one before."""
+        val = case.run.val_loss
+        if val is None or len(val.finite) < self.several or not self._is_fresh(case):
+            return False
+        return bool((np.diff(val.finite) < 0).all())
+
+    def _crawls(self, case: Case) -> bool:
+        """Whether steps are small, where without targets a loss may be an adversary's."""
+        if case.is_supervised or case.may_be_adversary or not self._is_fresh(case):
+            return False
+        ratio = case.total_update_ratio
+        return median(ratio[np.isfinite(ratio)]) < self.usual
+
+    def _is_fresh(self, case: Case) -> bool:
+        """Whether weights began as torch makes them, so that this is no fine-tuning."""
+        if not len(case.run.probes.steps) or case.run.probes.steps[0] != 1:
+            return False
+        gains = case.run.probes.first_std[case.run.matrices] * case.root_fans
+        return bool(gains.size) and bool((np.abs(gains - self.default) < self.nearly).mean() >= 0.5)
 
 
 @dataclass(frozen=True)
