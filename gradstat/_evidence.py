@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradstat import _kernels
@@ -279,7 +280,8 @@ def model_facts(
 def _holds_table(module: nn.Module) -> bool:
     is_own = module._parameters and not type(module).__module__.startswith("torch.")
     held = [*module._buffers.values(), *(module._parameters.values() if is_own else ())]
-    return any(t is not None and t.dim() > 1 and t.shape[-2] > 1 for t in held)
+    known = [tensor for tensor in held if tensor is not None and not is_lazy(tensor)]
+    return any(tensor.dim() > 1 and tensor.shape[-2] > 1 for tensor in known)
 
 
 def _as_float(loss: float | Tensor | None) -> float | None:

@@ -154,6 +154,9 @@ class UnseenInputs(Rule):
     """Gradient of the first weights over that of their bias, root mean squares, the median of the
     first steps, at least; up to 10 is seen of inputs that are standardised."""
 
+    least: float = 6.0
+    """The same in each of them: a bias's gradient is small now and then by chance."""
+
     cancelled: float = 1e6
     """The same from which the bias's gradient is what rounding leaves of rows that cancel."""
 
@@ -162,8 +165,8 @@ class UnseenInputs(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
-        if "inputs" in run.observed or case.learns or not len(run.matrices):
-            return
+        if "inputs" in run.observed or case.learns or len(run.matrices) < 2:
+            return  # the rows' parts of a single layer's bias cancel in large batches
         if run.model is None or any("Norm" in name for name in run.model.modules):
             return
         if case.growth < self.faded:
@@ -178,7 +181,9 @@ class UnseenInputs(Rule):
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = gradients[:, run.matrices[0]] / gradients[:, biases[0]]
         ratios = ratios[np.isfinite(ratios)]
-        ratio = median(ratios) if ratios.size else 0.0
+        ratio = median(ratios) if ratios.min(initial=np.inf) < np.inf else 0.0
+        if ratios.min(initial=np.inf) < self.least:
+            return
         if not self.large < ratio < self.cancelled:
             return
         yield Finding(
@@ -236,7 +241,7 @@ class Unshuffled(Rule):
                 self._severity(case),
                 0.96,
                 "each batch holds hardly more than one class: the data is sorted and not shuffled, "
-                "so every stretch of steps unlearns the one before",
+                "so each stretch of steps may unlearn the one before",
                 ("shuffle: DataLoader(..., shuffle=True)", "check that the order is drawn anew"),
                 (
                     Measure("entropy of a batch over that of all", share, threshold=self.within),

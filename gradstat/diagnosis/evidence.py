@@ -318,8 +318,8 @@ class Evidence:
     def embeddings(self) -> list[int]:
         """Positions of the tables that rows are picked from.
 
-        Without a model those that begin as only tables do, with the deviation of 1 that torch gives
-        them, where most other matrices begin smaller.
+        Without a model those that have no bias and begin as only tables do, with the deviation of 1
+        that torch gives them, where most other matrices begin smaller.
         """
         known = [i for i, layer in enumerate(self.layers) if layer.module in _EMBEDDINGS]
         if self.model is not None or not len(self.probes.steps) or self.probes.steps[0] != 1:
@@ -327,11 +327,11 @@ class Evidence:
         is_table = self.dimensions == 2
         with np.errstate(invalid="ignore"):
             is_like_one = is_table & (np.abs(self.probes.first_std - 1.0) < _NEARLY)
-        return (
-            np.flatnonzero(is_like_one).tolist()
-            if 2 * is_like_one.sum() < is_table.sum()
-            else known
-        )
+        if 2 * is_like_one.sum() >= is_table.sum():
+            return known
+        shapes = [*(layer.shape for layer in self.layers[1:]), ()]  # of what comes after each
+        chosen: list[int] = np.flatnonzero(is_like_one).tolist()
+        return [i for i in chosen if shapes[i] != self.layers[i].shape[:1]]
 
     @cached_property
     def matrices(self) -> NDArray[np.int64]:

@@ -290,6 +290,9 @@ class Underfitting(Rule):
     dropout: float = 0.7
     """Probability from which dropout takes too much; 0.5 is the largest in use (1207.0580)."""
 
+    dropout_alone: float = 0.85
+    """The same where it is not known how much of the loss is left."""
+
     stalled: float = 0.05
     """Change over the second half of the run, over the last value, at most."""
 
@@ -339,8 +342,12 @@ class Underfitting(Rule):
             least = float(np.nanmin(weights[-1] / weights[0]))
             seen = Measure("least of a weight's last size over its first", least, threshold=0.5)
             seen = seen.only("below")
-        elif run.model is not None and run.model.dropout >= self.dropout and not shape.still_falls:
-            seen = Measure("dropout", run.model.dropout, threshold=self.dropout)
+        elif (
+            run.model is not None
+            and run.model.dropout > self.dropout_alone
+            and not shape.still_falls
+        ):
+            seen = Measure("dropout", run.model.dropout, threshold=self.dropout_alone)
         else:
             return
         reason, remedy, _ = self._reason(case)

@@ -280,6 +280,9 @@ class HardlyBegun(Rule):
     beyond_doubt: float = 20.0
     """The same from which a fall counts however small it is."""
 
+    of_all: float = 0.25
+    """Fall over the second half over the whole fall, at least: what comes to its end has less."""
+
     pace: float = 0.01
     """The same fall over the last value, at least; and twice as far the last may lie above the
     best."""
@@ -297,6 +300,7 @@ class HardlyBegun(Rule):
             -shape.trend > self.pace * abs(shape.last)
             and (sure > self.sure or self._falls_throughout(case))
         )
+        falls &= -shape.trend > self.of_all * (shape.first - shape.last)
         if not falls or shape.last > (1 + 2 * self.pace) * shape.best:
             return
         yield Finding(

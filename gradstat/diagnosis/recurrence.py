@@ -63,6 +63,9 @@ class ThroughTime(Rule):
     left: float = 0.8
     """Share of a guess's loss, or of the first loss, that is left, at least."""
 
+    left_unknown: float = 0.9
+    """The same where it is not known how long the sequences are."""
+
     faint: float = 0.1
     """What a step leaves of a gradient, below which a sequence need not be long: torch's default
     for an RNN is 0.58."""
@@ -74,7 +77,7 @@ class ThroughTime(Rule):
     """What a step makes of a gradient at first, from which it is worth a warning though the run is
     not lost: orthogonal weights and the identity have 1."""
 
-    wild: float = 2.0
+    wild: float = 4.0
     """The same where the loss has fallen and nothing tells what it could have come to."""
 
     usual_length: int = 50
@@ -111,13 +114,15 @@ class ThroughTime(Rule):
         is_long = is_unknown or n_steps >= self.long or kept < self.nothing
         if kept < self.kept and (is_faint or is_long):
             start = case.task.chance if case.task.chance is not None else abs(shape.first)
-            if start > 0 and self.left < shape.last / start < 1.2:
+            least = self.left_unknown if is_unknown else self.left
+            if start > 0 and least < shape.last / start < 1.2:
                 yield self._vanishing(
                     float(kept),
-                    self.usual_length if is_unknown else n_steps,
+                    n_steps,
                     names,
-                    0.8 if is_faint else 0.7 if kept < self.nothing else 0.62,
-                )
+                    0.5 if is_unknown
+                    else 0.8 if is_faint else 0.7 if kept < self.nothing else 0.62,
+                )  # fmt: skip
 
     def _is_lost(self, case: Case) -> bool:
         loss, nonfinite = case.run.loss, case.run.recent_nonfinite
@@ -148,8 +153,9 @@ class ThroughTime(Rule):
             "vanishing-gradient",
             "warning",
             confidence,
-            f"over sequences of {n_steps} steps the recurrent weights leave about {kept:.1g} of a "
-            "gradient, so what came first is not learnt from",
+            f"over sequences of {n_steps or self.usual_length} steps the recurrent weights "
+            + ("leave" if n_steps else "would leave")
+            + f" about {kept:.1g} of a gradient, so what came first is not learnt from",
             (
                 "give the output more than the last step: the mean over all steps, or attention",
                 "use an LSTM with a forget gate's bias of 1 and more, or orthogonal recurrent "

@@ -119,12 +119,13 @@ class Case:
         """Whether this may be the critic of a GAN, which a good generator keeps at a guess.
 
         It has two classes, real and made, and they come in blocks: not so in shuffled batches.
-        Without outputs it is told by Adam's first beta of one half, which is in use for nothing
-        else (Radford et al. 2016, 1511.06434, section 4).
+        Without outputs it is told by Adam's first beta of one half, which is in use for little else
+        (Radford et al. 2016, 1511.06434, section 4).
         """
         optimizer = self.run.optimizer
-        if self.task.kind == "unknown" and optimizer is not None:
-            return optimizer.is_adaptive and optimizer.momentum == 0.5
+        if "outputs" not in self.run.observed and optimizer is not None:
+            is_usual = optimizer.is_adaptive and optimizer.momentum == 0.5
+            return is_usual and self.run.val_loss is None
         if self.task.kind != "binary" or self.run.val_loss is not None:
             return False
         changes = [
@@ -256,7 +257,7 @@ class Case:
     def forgets_at_once(self) -> bool:
         """Whether no recurrent weight ever gets a gradient: the state is 0, or is detached."""
         places = [i for i, layer in enumerate(self.run.layers) if "weight_hh" in layer.name]
-        return bool(places) and not self.run.probes.gradients[:, places, ABS_MAX].any()
+        return bool(places) and bool((self.run.probes.gradients[:, places, ABS_MAX] == 0).all())
 
     @cached_property
     def is_clipped(self) -> bool:

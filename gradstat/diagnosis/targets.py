@@ -244,7 +244,8 @@ class RandomTargets(Rule):
             0.7 if case.learns else 0.35 if is_excused else confidence,
             f"the weights have moved far, but {judged} is never better than a guess: "
             + (
-                "attention without positions does not see the order of what it is given"
+                "attention that is not told positions, as seems so here, does not see the order of "
+                "what it is given; or the targets have nothing to do with the inputs"
                 if case.sees_no_order
                 else "the targets seem to have nothing to do with the inputs"
             ),

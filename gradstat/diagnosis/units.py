@@ -114,8 +114,14 @@ class Saturated(Rule):
     def judge(self, case: Case) -> Iterator[Finding]:
         kinds = ("sigmoid", "tanh", "hardtanh", "hardsigmoid", "softsign")
         sites = [s for s in case.run.sites[:-1] if s.kind in kinds]  # the last may be the output
-        attended = {s.name for s in case.run.first_sites
-                    if s.kind == "softmax" and s.saturated_fraction > self.share}  # fmt: skip
+        n_outputs = {b.shapes["outputs"][-1:] for b in case.run.batches if "outputs" in b.shapes}
+        attended = {
+            site.name
+            for i, site in enumerate(case.run.first_sites, 1)
+            if site.kind == "softmax"
+            and site.saturated_fraction > self.share
+            and (i < len(case.run.first_sites) or (n_outputs and (site.units,) not in n_outputs))
+        }
         sites += [s for s in case.run.sites if s.name in attended]
         flat = [s for s in sites if s.saturated_fraction > self.share]
         began_so = bool(attended) or any(
