@@ -322,3 +322,111 @@ def test_a_crawl_is_told_from_fine_tuning_by_what_the_weights_began_with(is_fres
         loss.backward()
         sgd.step()
     assert bool(named(monitor, "underfitting")) == is_fresh
+
+
+# ---- what looks like these faults and is none ----------------------------------------------------
+
+
+def test_constraints_on_the_sum_of_weights_write_nothing_back() -> None:
+    model = net()
+
+    def centred(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.sub_(parameter.mean())
+        return x
+
+    monitor = train(model, classes(), functional.cross_entropy, see=(), distort=centred)
+    assert named(monitor, "parameters-not-updating") == []
+
+
+def test_a_lazy_buffer_that_was_never_used_has_no_rows() -> None:
+    model = net()
+    model.unused = nn.LazyBatchNorm1d(affine=False)
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    monitor = gradstat.attach(sgd, model).gradstat  # type: ignore[attr-defined]
+    assert monitor.diagnose() == []
+
+
+def test_a_softmax_at_the_end_may_be_sure_from_the_start() -> None:
+    x, y = classes()
+    model = nn.Sequential(nn.Linear(8, 3, bias=False), nn.Softmax(-1))
+    nn.init.normal_(model[0].weight, std=100.0)
+
+    def likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.nll_loss((outputs + 1e-6).log(), targets)
+
+    monitor = train(model, (x, y), likelihood, see=("loss",))
+    assert named(monitor, "saturated-activation") == []
+
+
+def test_the_bias_of_a_single_layer_cancels_in_a_large_batch() -> None:
+    x = torch.randn(8192, 8)
+    y = x @ torch.randn(8, 1)
+    model = nn.Linear(8, 1)
+    sgd = torch.optim.SGD(model.parameters(), 1e-4)
+    monitor = gradstat.attach(sgd, model).gradstat  # type: ignore[attr-defined]
+    for _ in range(60):
+        loss = functional.mse_loss(model(x), y)
+        monitor.observe(loss=loss)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+    assert named(monitor, "bad-inputs") == []
+
+
+def test_a_fall_that_has_come_to_its_end_has_not_only_begun() -> None:
+    model = net()
+    sgd = torch.optim.SGD(model.parameters(), 0.01)
+    monitor = gradstat.attach(sgd, model).gradstat  # type: ignore[attr-defined]
+    for step in range(100):
+        monitor.observe(loss=0.9 + 0.1 * 0.9**step, val_loss=0.9 + 0.1 * 0.9**step)
+        model(torch.randn(4, 8)).sum().backward()
+        sgd.step()
+        sgd.zero_grad()
+    assert "begun" not in " ".join(f.explanation for f in monitor.diagnose())
+
+
+# ---- and more of them ----------------------------------------------------------------------------
+
+
+def test_a_whole_layer_that_was_dead_from_the_start_is_told_though_the_loss_falls() -> None:
+    x = torch.randn(ROWS, 8)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    nn.init.constant_(model[0].bias, -20.0)
+    monitor = train(model, (x, x + 3), functional.mse_loss, see=("loss",), steps=200)
+    assert raised(monitor)[0] == "dead-units"
+
+
+def test_right_answers_at_the_loss_of_a_guess_are_a_flat_loss() -> None:
+    """A temperature of a hundred: outputs that hardly differ are in the right order."""
+    x = torch.randn(ROWS, 8)
+    y = x[:, :4].argmax(1)
+    model = nn.Linear(8, 4)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(8)[:4] / 100)
+        model.bias.zero_()
+    sgd = torch.optim.SGD(model.parameters(), 1e-4)
+    monitor = train(model, (x, y), functional.cross_entropy, optimizer=sgd)
+    assert Case(monitor.evidence()).learns
+    assert named(monitor, "flat-loss")
+
+
+def test_outputs_that_are_alike_by_design_come_before_units_that_are_dead_for_all() -> None:
+    x, y = classes()
+
+    class Mean(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean(0, keepdim=True).expand_as(x)
+
+    model = nn.Sequential(Mean(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    nn.init.constant_(model[1].bias[:11], -1.0)
+    assert raised(train(model, (x, y), functional.cross_entropy))[0] == "constant-predictions"
+
+
+def test_a_model_without_any_bias_is_said_to_have_none() -> None:
+    x = torch.randn(ROWS, 2)
+    y = (x.norm(dim=1) > 1.2).long()
+    model = nn.Sequential(nn.Linear(2, 24, bias=False), nn.Tanh(), nn.Linear(24, 2, bias=False))
+    (found,) = named(train(model, (x, y), functional.cross_entropy), "underfitting")
+    assert "bias" in found.explanation

@@ -66,14 +66,19 @@ _FACT = 0.96
 """Confidence of what was seen itself, such as rows in order of their class: nothing that is less
 sure is its cause."""
 
-_EXPLAINS_AS_FACT: dict[str, Set[str]] = {
+_SURE = 0.94
+"""Confidence from which an outcome is known not to come of something else."""
+
+_EXPLAINS_IF_SURE: dict[str, Set[str]] = {
     "oscillating-loss": _OUTCOMES | _DOUBTS
     | {"lr-too-high", "dead-units", "vanishing-gradient", "exploding-gradient"},
+    "constant-predictions": {"dead-units"},
 }  # fmt: skip
-"""What a loss brings about of which it was seen why it goes to and fro."""
+"""What an outcome brings about then: a loss that was seen why it goes to and fro, or outputs that
+are alike by design."""
 
 _NOTHING: Set[str] = frozenset()
-_ORDER = {code: place for place, code in enumerate([*EXPLAINS, *_EXPLAINS_AS_FACT])}
+_ORDER = {code: place for place, code in enumerate([*EXPLAINS, "oscillating-loss"])}
 
 
 def rank(findings: Iterable[Finding]) -> list[Finding]:
@@ -124,9 +129,9 @@ def _explains(cause: Finding, symptom: Finding) -> bool:
 
 def _effects(cause: Finding) -> Set[str]:
     effects = EXPLAINS.get(cause.code, _NOTHING)
-    if cause.confidence < _FACT:
+    if cause.confidence < _SURE:
         return effects
-    return effects | _EXPLAINS_AS_FACT.get(cause.code, _NOTHING)
+    return effects | _EXPLAINS_IF_SURE.get(cause.code, _NOTHING)
 
 
 def _root(place: int, cause_of: dict[int, int]) -> int:

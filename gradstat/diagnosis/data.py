@@ -222,6 +222,9 @@ class Unshuffled(Rule):
 
     min_batches: int = 6
 
+    left: float = 0.5
+    """Share of a guess's loss that is left in training, from which it does harm."""
+
     gap: float = 5.0
     """Last validation loss over the training loss, from which it does harm though it is learnt."""
 
@@ -253,6 +256,8 @@ class Unshuffled(Rule):
     def _severity(self, case: Case) -> Severity:
         """Return how much harm is seen: a model that follows the order is right in each batch."""
         val, shape = case.run.val_loss, case.loss
+        if case.left is not None and case.left > self.left:
+            return "error"
         if val is None or shape is None or not val.finite.size:
             return "info" if case.learns else "error"
         if not case.generalises:

@@ -47,10 +47,10 @@ class ProbabilitiesAsLogits(Rule):
     sigmoid of next to nothing is one half, where logits may be anything."""
 
     varies: float = 0.02
-    """Largest deviation of the outputs of a batch then, at least: one number may lie anywhere."""
+    """Median deviation of the outputs of a batch then, at least: one number may lie anywhere."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
-        task = case.task
+        run, task = case.run, case.task
         paired = [batch for batch in task.paired if batch.outputs is not None]
         if len(paired) < self.min_samples or task.loss is None:
             return
@@ -86,7 +86,8 @@ class ProbabilitiesAsLogits(Rule):
         outputs = [batch.outputs for batch in finite if batch.outputs is not None]
         lows, highs = zip(*[batch.output_range for batch in finite], strict=True)
         low, high = min(lows), max(highs)
-        in_range = low >= 0 and high <= 1 and self._is_sigmoid(outputs, high - low)
+        ends_so = run.model is not None and run.model.modules[-1:] in (("Sigmoid",), ("Softmax",))
+        in_range = low >= 0 and high <= 1 and (ends_so or self._is_sigmoid(outputs, high - low))
         n_values = sum(o.size for o in outputs)
         is_squashed = in_range and task.n_classes > 1 and not all(map(are_probabilities, outputs))
         if task.loss.name == "cross-entropy" and is_squashed and n_values >= 128:
@@ -120,7 +121,7 @@ class ProbabilitiesAsLogits(Rule):
 
     def _is_sigmoid(self, outputs: list[Floats], width: float) -> bool:
         """Whether outputs within [0, 1] are so by a sigmoid, not by chance."""
-        spread = max(float(o.std()) for o in outputs)
+        spread = median([float(o.std()) for o in outputs])
         is_centred = abs(outputs[0].mean(axis=0) - 0.5) < self.centre
         return (width > self.range and spread > self.varies) or (spread > 0 and is_centred.all())
 

@@ -331,7 +331,7 @@ class SparseGradients(Rule):
     go: float = 0.1
     """`moved` of most others then, at least."""
 
-    still: float = 0.02
+    still: float = 0.05
     """`moved` of such a weight, at most."""
 
     left: float = 0.85

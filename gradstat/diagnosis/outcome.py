@@ -63,8 +63,14 @@ class ConstantPredictions(Rule):
                 "the outputs are the same for every row: the inputs do not get through",
                 Measure("deviation over the rows", spread, "of the outputs' size",
                         threshold=self.varies),
-                0.85 if next(_spreads(case.run.batches)) < self.rounding else 0.75,
+                self._confidence(case),
             )  # fmt: skip
+
+    def _confidence(self, case: Case) -> float:
+        """Return how sure it is that nothing else is the cause: they were alike from the start."""
+        if next(_spreads(case.run.batches)) >= self.rounding:
+            return 0.75
+        return 0.85 if any(s.dead_units == s.units for s in case.run.sites) else 0.94
 
     def _likeness(self, case: Case) -> float | None:
         """Return how outputs go with targets from row to row, where they do from column to column.
@@ -413,6 +419,12 @@ class Underfitting(Rule):
                 "no activation function stands between the layers, so the model is linear",
                 ("put ReLU or GELU between the layers",),
                 0.75,
+            )
+        if len(run.matrices) > 1 and (run.dimensions > 1).all():
+            return (
+                "no layer has a bias, so what the model gives is fixed where its inputs are 0",
+                ("leave out bias=False",),
+                0.6,
             )
         widths = [run.layers[i].shape[0] for i in run.matrices[:-1]]
         widths += [

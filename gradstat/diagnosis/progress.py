@@ -104,13 +104,18 @@ class FlatLoss(Rule):
     """Share of the first value that counts as movement. SageMaker Debugger asks for 0.1 % in ten
     steps, AutoTrainer for 1 % accuracy."""
 
+    left: float = 0.97
+    """Share of a guess's loss that is left, from which right answers are not enough: outputs that
+    hardly differ from each other stay so, as behind a temperature that is too high."""
+
     noise: float = 0.1
     """Spread from step to step over the first value, at most, where it is not known what a guess
     scores: the losses of adversaries go to and fro."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         shape = case.loss
-        if shape is None or case.learns or shape.first == 0 or case.is_adversary:
+        is_right = case.learns and not (case.left is not None and case.left > self.left)
+        if shape is None or is_right or shape.first == 0 or case.is_adversary:
             return
         chance = case.task.chance
         # An offset is soon learnt, and is no more than a guess.

@@ -54,7 +54,7 @@ class DeadUnits(Rule):
                 (0.75 if case.growth < -3 else 0.93)
                 if share > 0.3 or any(s.dead_units == s.units for s in dead)
                 else 0.6,
-                is_harmless=bool(case.learns) and not is_hampered,
+                is_harmless=bool(case.learns) and not is_hampered and not self._is_cut(case),
             )  # fmt: skip
             return
         silent = self._without_gradient(case)
@@ -63,6 +63,14 @@ class DeadUnits(Rule):
                 silent, Measure("layers without any gradient", len(silent)), 0.7,
                 is_harmless=bool(case.learns),
             )  # fmt: skip
+
+    def _is_cut(self, case: Case) -> bool:
+        """Whether a whole layer was dead from the first step on and nothing tells what that costs.
+
+        A loss falls as soon as what comes after it gives the targets' mean.
+        """
+        first = {s.name for s in case.run.first_sites if s.units == s.dead_units > 0}
+        return not case.has_scale and any(s.name in first for s in case.run.sites)
 
     def _without_gradient(self, case: Case) -> tuple[str, ...]:
         """Return weights whose gradients have become exactly zero, before one that lives."""
