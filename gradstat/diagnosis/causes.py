@@ -78,7 +78,7 @@ _EXPLAINS_IF_SURE: dict[str, Set[str]] = {
 are alike by design."""
 
 _NOTHING: Set[str] = frozenset()
-_ORDER = {code: place for place, code in enumerate([*EXPLAINS, "oscillating-loss"])}
+_ORDER = {code: place for place, code in enumerate(dict.fromkeys([*EXPLAINS, *_EXPLAINS_IF_SURE]))}
 
 
 def rank(findings: Iterable[Finding]) -> list[Finding]:

@@ -181,9 +181,9 @@ class UnseenInputs(Rule):
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = gradients[:, run.matrices[0]] / gradients[:, biases[0]]
         ratios = ratios[np.isfinite(ratios)]
-        ratio = median(ratios) if ratios.min(initial=np.inf) < np.inf else 0.0
-        if ratios.min(initial=np.inf) < self.least:
+        if not ratios.size or ratios.min() < self.least:
             return
+        ratio = median(ratios)
         if not self.large < ratio < self.cancelled:
             return
         yield Finding(

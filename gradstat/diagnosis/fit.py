@@ -265,7 +265,8 @@ class OneUnitSoftmax(Rule):
         if n < self.min_rows or shapes != {(1,)}:
             return
         curve = case.run.loss
-        by_class = all("targets" in b.integers for b in case.task.paired) and case.task.paired
+        paired = case.task.paired
+        by_class = len(paired) > 0 and all("targets" in batch.integers for batch in paired)
         if all((array == 1).all() for array in arrays):
             yield mismatch(
                 "the only output is exactly 1 for every row: a softmax over one unit is 1 whatever "

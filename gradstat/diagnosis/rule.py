@@ -18,6 +18,13 @@ from gradstat.diagnosis.task import Task
 INPUT_ROWS = 512
 """Rows of inputs that tell their scale, those that a batch begins with."""
 
+_STANDS = 0.97
+"""Last validation loss over the first, and training over validation loss, from which a loss that
+has fallen has only come down to a guess."""
+
+_FAR = 1e6
+"""How many times the variance of the targets the error is, from which nothing is learnt."""
+
 
 class Case:
     """A run under judgement."""
@@ -192,9 +199,9 @@ class Case:
             return None
         val = self.run.val_loss
         if chance is None and val is not None and len(val.finite) > 3:
-            least = 0.97 * float(val.finite[-1])
-            if least > 0.94 * val.finite[0] and shape.last > least:  # it has come down to a guess
-                return False
+            last = float(val.finite[-1])
+            if last > _STANDS * val.finite[0] and shape.last > _STANDS * last:
+                return False  # it has come down to a guess
         return bool(self.is_settled) and shape.last < 0.7 * (chance if chance else self.start)
 
     @cached_property
@@ -204,7 +211,7 @@ class Case:
         Their median may be 0 all the same, as of batches of one row. Or the outputs are a thousand
         times as far from the targets as a guess is.
         """
-        if self.task.kind == "numbers" and self.skill is not None and self.skill < -1e6:
+        if self.task.kind == "numbers" and self.skill is not None and self.skill < -_FAR:
             return True
         loss, chance = self.run.loss, self.task.chance
         if loss is None or chance is None or chance <= 0:
