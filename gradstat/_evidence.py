@@ -273,13 +273,15 @@ def model_facts(
         n_strangers=len(stepped - own.keys()),
         n_own=len(stepped & own.keys()),
         dropout=max([float(m.p) for m in modules if isinstance(m, _DropoutNd)], default=0.0),
-        has_tables=any(map(_holds_table, modules)),
+        has_tables=_hold_table(modules),
     )
 
 
-def _holds_table(module: nn.Module) -> bool:
-    is_own = module._parameters and not type(module).__module__.startswith("torch.")
-    held = [*module._buffers.values(), *(module._parameters.values() if is_own else ())]
+def _hold_table(modules: Sequence[nn.Module]) -> bool:
+    kinds = set(map(type, modules))
+    own_kinds = {kind for kind in kinds if not kind.__module__.startswith("torch.")}
+    held = [t for module in modules if module._buffers for t in module._buffers.values()]
+    held += [t for m in modules if type(m) in own_kinds for t in m._parameters.values()]
     known = [tensor for tensor in held if tensor is not None and not is_lazy(tensor)]
     return any(tensor.dim() > 1 and tensor.shape[-2] > 1 for tensor in known)
 

@@ -317,8 +317,10 @@ class WrittenBack(Rule):
         if not is_clear.any():
             return
         kept = median(moved[is_clear] / change[is_clear])
+        if abs(kept) > self.kept:
+            return
         largest = np.abs(after[..., ABS_MAX] - before[..., ABS_MAX]) / rms(probes.updates[follows])
-        if max(abs(kept), median(largest[is_clear])) > self.kept:
+        if median(largest[is_clear]) > self.kept:
             return
         yield Finding(
             "parameters-not-updating",
