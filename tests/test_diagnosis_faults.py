@@ -375,6 +375,61 @@ def test_the_bias_of_a_single_layer_cancels_in_a_large_batch() -> None:
     assert named(monitor, "bad-inputs") == []
 
 
+def test_a_model_without_biases_that_learns_noisy_labels_has_no_need_of_them() -> None:
+    x = torch.randn(ROWS, 8)
+    y = (x[:, :3] + torch.randn(ROWS, 3)).argmax(1)
+    model = nn.Sequential(nn.Linear(8, 24, bias=False), nn.Tanh(), nn.Linear(24, 3, bias=False))
+    adam = torch.optim.Adam(model.parameters(), 0.003)
+    monitor = train(model, (x, y), functional.cross_entropy, optimizer=adam)
+    assert raised(monitor) == []
+
+
+def test_a_relu_that_never_fires_beside_the_path_cuts_nothing_off() -> None:
+    class Clipped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.relu = net(n_out=1), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            outputs: Tensor = self.body(x)
+            return outputs - self.relu(outputs - 100)
+
+    assert raised(train(Clipped(), numbers(), functional.mse_loss, see=("loss",))) == []
+
+
+def test_a_sigmoid_that_only_prediction_uses_is_not_what_the_loss_is_given() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+    nn.init.zeros_(model[2].weight)
+    nn.init.constant_(model[2].bias, 0.3)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.sigmoid = model, nn.Sigmoid()
+
+        def forward(self, x: Tensor) -> Tensor:
+            outputs: Tensor = self.body(x)
+            return outputs
+
+    whole = Model()
+    sgd = torch.optim.SGD(whole.parameters(), 0.01)
+    y = (torch.rand(ROWS, 1) < 0.57).float()
+    data = (torch.randn(ROWS, 8), y)
+    monitor = train(whole, data, functional.binary_cross_entropy_with_logits, optimizer=sgd)
+    assert named(monitor, "loss-output-mismatch") == []
+
+
+def test_a_constant_in_the_loss_does_not_hide_what_is_learnt() -> None:
+    def lifted(outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs, targets) + 12
+
+    model = net()
+    adam = torch.optim.Adam(model.parameters(), 1.0)
+    monitor = train(model, classes(), lifted, optimizer=adam, steps=200,
+                    schedule=lambda step: 1.0 if step < 12 else 0.01)  # fmt: skip
+    assert named(monitor, "lr-too-high") == []
+
+
 def test_a_fall_that_has_come_to_its_end_has_not_only_begun() -> None:
     model = net()
     sgd = torch.optim.SGD(model.parameters(), 0.01)

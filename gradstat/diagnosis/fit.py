@@ -86,7 +86,8 @@ class ProbabilitiesAsLogits(Rule):
         outputs = [batch.outputs for batch in finite if batch.outputs is not None]
         lows, highs = zip(*[batch.output_range for batch in finite], strict=True)
         low, high = min(lows), max(highs)
-        ends_so = run.model is not None and run.model.modules[-1:] in (("Sigmoid",), ("Softmax",))
+        ends_so = len(run.sites) > 0 and run.sites[-1].kind in ("sigmoid", "softmax")
+        ends_so &= run.model is not None and run.model.modules[-1:] in (("Sigmoid",), ("Softmax",))
         in_range = low >= 0 and high <= 1 and (ends_so or self._is_sigmoid(outputs, high - low))
         n_values = sum(o.size for o in outputs)
         is_squashed = in_range and task.n_classes > 1 and not all(map(are_probabilities, outputs))

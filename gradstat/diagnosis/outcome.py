@@ -290,6 +290,9 @@ class Underfitting(Rule):
     left_with_reason: float = 0.3
     """The same where something is seen that holds the model back."""
 
+    left_without_bias: float = 0.8
+    """The same of layers without a bias, which most tasks do not need."""
+
     left_of_one: float = 0.9
     """The same of a single linear layer, which is often all that is meant."""
 
@@ -350,7 +353,7 @@ class Underfitting(Rule):
             seen = seen.only("below")
         elif (
             run.model is not None
-            and run.model.dropout > self.dropout_alone
+            and run.model.dropout >= self.dropout_alone
             and not shape.still_falls
         ):
             seen = Measure("dropout", run.model.dropout, threshold=self.dropout_alone)
@@ -389,6 +392,16 @@ class Underfitting(Rule):
             for name in run.model.modules
         )
 
+    def _has_no_bias(self, case: Case) -> bool:
+        """Whether a model of several layers that learns next to nothing has matrices alone."""
+        run = case.run
+        if run.model is None or case.learns or run.embeddings or len(run.matrices) < 2:
+            return False
+        sizes = [math.prod(layer.shape) for layer in run.layers]
+        if sum(sizes) < run.model.n_parameters or (case.left or 0.0) < self.left_without_bias:
+            return False
+        return all(n > max(la.shape, default=n) for n, la in zip(sizes, run.layers, strict=True))
+
     def _best_left(self, case: Case) -> float:
         """Return the share of a guess's loss that is left, in training or in validation."""
         val, chance = case.run.val_loss, case.task.val_chance
@@ -420,7 +433,7 @@ class Underfitting(Rule):
                 ("put ReLU or GELU between the layers",),
                 0.75,
             )
-        if len(run.matrices) > 1 and (run.dimensions > 1).all():
+        if self._has_no_bias(case):
             return (
                 "no layer has a bias, so what the model gives is fixed where its inputs are 0",
                 ("leave out bias=False",),

@@ -114,7 +114,8 @@ class FlatLoss(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         shape = case.loss
-        is_right = case.learns and not (case.left is not None and case.left > self.left)
+        is_low = case.left is None or case.left <= self.left
+        is_right = case.learns and (is_low or case.generalises)
         if shape is None or is_right or shape.first == 0 or case.is_adversary:
             return
         chance = case.task.chance

@@ -123,7 +123,8 @@ class TooHigh(Rule):
         is_extreme = rose and largest > 10 * self.large and is_known
         sweeps = float(finite[:4].max(initial=0.0)) > self.sweeping and self._are_swept(case)
         is_lost = not case.has_scale or (case.left is not None and case.left > self.left_swept)
-        is_lost |= case.left is None and self._has_gained_nothing(case)
+        is_unknown = case.left is None and case.skill is None
+        is_lost |= is_unknown and self._has_gained_nothing(case)
         if case.learns and not (is_extreme and is_hurt) and not (sweeps and is_lost):
             return
         lost = began and not np.isfinite(losses[-3:]).any()

@@ -126,11 +126,11 @@ class Case:
         """Whether this may be the critic of a GAN, which a good generator keeps at a guess.
 
         It has two classes, real and made, and they come in blocks: not so in shuffled batches.
-        Without outputs it is told by Adam's first beta of one half, which is in use for little else
-        (Radford et al. 2016, 1511.06434, section 4).
+        Where that is not known it is told by Adam's first beta of one half, which is in use for
+        little else (Radford et al. 2016, 1511.06434, section 4).
         """
         optimizer = self.run.optimizer
-        if "outputs" not in self.run.observed and optimizer is not None:
+        if self.task.kind == "unknown" and optimizer is not None:
             is_usual = optimizer.is_adaptive and optimizer.momentum == 0.5
             return is_usual and self.run.val_loss is None
         if self.task.kind != "binary" or self.run.val_loss is not None:

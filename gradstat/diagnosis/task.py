@@ -258,7 +258,7 @@ def _hits(outputs: Floats, targets: Floats, kind: Kind) -> Floats:
     if kind == "classes":
         hits = (outputs.argmax(-1) == targets).astype(float)
         return np.where(targets >= 0, hits, np.nan)
-    are_logits = outputs.min() < 0 or outputs.max() > 1
+    are_logits = outputs.min(initial=0.0) < 0 or outputs.max(initial=1.0) > 1
     right: Floats = ((outputs > (0.0 if are_logits else 0.5)) == (targets > 0.5)).astype(float)
     return right
 

@@ -21,6 +21,9 @@ class DeadUnits(Rule):
     """Share of a layer's units that are dead. Never zero for most samples, but zero for all: a unit
     that fires now and then learns (Lu et al. 2019, 1903.06733)."""
 
+    cut: float = 0.5
+    """Share of the weights that never get a gradient, from which a dead layer cuts inputs off."""
+
     fall: float = 0.3
     """Share of the loss that is gained, from which a layer that is dead in part is no matter."""
 
@@ -67,10 +70,16 @@ class DeadUnits(Rule):
     def _is_cut(self, case: Case) -> bool:
         """Whether a whole layer was dead from the first step on and nothing tells what that costs.
 
-        A loss falls as soon as what comes after it gives the targets' mean.
+        A loss falls as soon as what comes after it gives the targets' mean. What the layer cuts off
+        has no gradient.
         """
-        first = {s.name for s in case.run.first_sites if s.units == s.dead_units > 0}
-        return not case.has_scale and any(s.name in first for s in case.run.sites)
+        run = case.run
+        first = {s.name for s in run.first_sites if s.units == s.dead_units > 0}
+        still = [s for s in run.sites if s.name in first and s.units == s.dead_units]
+        if case.has_scale or not still:
+            return False
+        largest = run.probes.gradients[:, run.matrices, ABS_MAX]
+        return bool((largest == 0).all(0).mean() >= self.cut)
 
     def _without_gradient(self, case: Case) -> tuple[str, ...]:
         """Return weights whose gradients have become exactly zero, before one that lives."""
