@@ -241,6 +241,11 @@ class Site(NamedTuple):
     dead_units: int
     saturated_fraction: float
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether no unit has given anything but zero."""
+        return 0 < self.units == self.dead_units
+
 
 @dataclass(frozen=True)
 class Evidence:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -27,7 +28,7 @@ class ConstantPredictions(Rule):
     """Deviation over the rows of a batch, over the outputs' own size."""
 
     rounding: float = 1e-5
-    """The same in the first batch, below which nothing of the inputs gets through by design."""
+    """The same in the first batches, below which nothing of the inputs gets through by design."""
 
     skill: float = 0.1
     """Skill up to which a loss that has fallen is no sign of learning: a penalty may have."""
@@ -67,10 +68,13 @@ class ConstantPredictions(Rule):
             )  # fmt: skip
 
     def _confidence(self, case: Case) -> float:
-        """Return how sure it is that nothing else is the cause: they were alike from the start."""
-        if next(_spreads(case.run.batches)) >= self.rounding:
+        """Return how sure it is that nothing else is the cause: they were alike from the start.
+
+        A last layer that starts at 0 makes them so in the first batch alone.
+        """
+        if max(islice(_spreads(case.run.batches), 3)) >= self.rounding:
             return 0.75
-        return 0.85 if any(s.dead_units == s.units for s in case.run.sites) else 0.94
+        return 0.85 if any(site.is_dead for site in case.run.sites) else 0.94
 
     def _likeness(self, case: Case) -> float | None:
         """Return how outputs go with targets from row to row, where they do from column to column.

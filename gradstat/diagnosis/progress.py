@@ -271,8 +271,18 @@ class HardlyBegun(Rule):
     sure: float = 5.0
     """Fall over the second half over what noise alone would make of it, at least."""
 
+    beyond_doubt: float = 20.0
+    """The same from which a fall counts however small it is."""
+
+    pace: float = 0.01
+    """Fall over the second half over the last value, at least; and twice as far the last may lie
+    above the best."""
+
+    of_all: float = 0.25
+    """Fall over the second half over the whole fall, at least: what comes to its end has less."""
+
     several: int = 5
-    """Validation losses that fall throughout, from which that is as sure."""
+    """Validation losses that fall throughout, from which a fall is sure."""
 
     usual: float = 1e-3
     """Median update over weight, below which steps are small (Karpathy, cs231n)."""
@@ -282,16 +292,6 @@ class HardlyBegun(Rule):
 
     nearly: float = 0.04
     """Distance from it, at most."""
-
-    beyond_doubt: float = 20.0
-    """The same from which a fall counts however small it is."""
-
-    of_all: float = 0.25
-    """Fall over the second half over the whole fall, at least: what comes to its end has less."""
-
-    pace: float = 0.01
-    """The same fall over the last value, at least; and twice as far the last may lie above the
-    best."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         shape, val = case.loss, case.run.val_loss

@@ -145,7 +145,8 @@ class Case:
     @cached_property
     def is_adversary(self) -> bool:
         """Whether that is sure enough to say nothing of its loss."""
-        return self.may_be_adversary and len(self.task.paired) not in (1, 2)
+        is_known = self.task.kind == "unknown" or len(self.task.paired) >= 3
+        return self.may_be_adversary and is_known
 
     @cached_property
     def is_judged_by_loss(self) -> bool:

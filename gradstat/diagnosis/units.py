@@ -48,14 +48,14 @@ class DeadUnits(Rule):
             falls = case.loss is not None and case.is_settled and case.loss.fall > self.fall
             share = sum(s.dead_units for s in sites) / sum(s.units for s in sites)
             is_hampered = share > self.most and case.left is not None and case.left > self.left
-            if falls and not is_hampered and not any(s.dead_units == s.units for s in dead):
+            if falls and not is_hampered and not any(s.is_dead for s in dead):
                 return
             yield self._finding(
                 tuple(s.name for s in dead),
                 Measure("dead units", max(s.dead_units / s.units for s in dead), "of a layer",
                         threshold=self.share),
                 (0.75 if case.growth < -3 else 0.93)
-                if share > 0.3 or any(s.dead_units == s.units for s in dead)
+                if share > 0.3 or any(s.is_dead for s in dead)
                 else 0.6,
                 is_harmless=bool(case.learns) and not is_hampered and not self._is_cut(case),
             )  # fmt: skip
@@ -74,9 +74,8 @@ class DeadUnits(Rule):
         has no gradient.
         """
         run = case.run
-        first = {s.name for s in run.first_sites if s.units == s.dead_units > 0}
-        still = [s for s in run.sites if s.name in first and s.units == s.dead_units]
-        if case.has_scale or not still:
+        first = {site.name for site in run.first_sites if site.is_dead}
+        if case.has_scale or not any(site.is_dead and site.name in first for site in run.sites):
             return False
         largest = run.probes.gradients[:, run.matrices, ABS_MAX]
         return bool((largest == 0).all(0).mean() >= self.cut)

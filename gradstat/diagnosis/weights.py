@@ -142,7 +142,7 @@ class Initialization(Rule):
                 "biases start so far from 0 that their units are shut or saturated whatever "
                 "comes in",
                 ("initialise biases with zeros",),
-                (self.shut if any(0 < s.units == s.dead_units for s in run.sites) else 0.7) * scale,
+                (self.shut if any(site.is_dead for site in run.sites) else 0.7) * scale,
                 severity,
                 layers=[run.layers[i].name for i in off],
                 seen=Measure("largest root mean square of a bias", float(np.nanmax(sizes)),
