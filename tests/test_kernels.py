@@ -44,13 +44,29 @@ def test_moments_of_every_16_bit_value(cpu_variant, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_the_first_negative_value_may_come_late(cpu_variant, dtype):
-    positive = sample(9000, dtype).abs()
+@pytest.mark.parametrize("signs", ["positive", "any"])
+def test_the_first_negative_value_or_zero_may_come_late(cpu_variant, dtype, signs):
+    values = sample(9000, dtype)
+    values[values == 0] = 1.0
+    if signs == "positive":
+        values = values.abs()
+    tensors = [values]
     for place in (0, 17, 300, 4095, 4096, 8191, 8999):
-        for value in (-3.0, -0.0, -math.inf, math.copysign(math.nan, -1)):
-            tensor = positive.clone()
-            tensor[place] = value
-            assert_table(run_moments([tensor, positive]).table, [tensor, positive])
+        for special in (-3.0, 0.0, -0.0, -math.inf, math.copysign(math.nan, -1)):
+            tensors.append(values.clone())
+            tensors[-1][place] = special
+    assert_table(run_moments(tensors).table, tensors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("first", [-2.0, 0.0, -0.0])
+def test_a_negative_value_and_a_zero_may_follow_each_other(cpu_variant, dtype, first):
+    values = sample(5 * 4096 + 77, dtype).abs() + 0.5
+    values[4096 + 500] = first
+    for place in (4096 + 700, 2 * 4096, 5 * 4096 + 70):
+        for second in (-2.0, 0.0, -0.0):
+            values[place] = second
+            assert_table(run_moments([values]).table, [values])
 
 
 def mixed_list() -> list[torch.Tensor | None]:

@@ -10,36 +10,66 @@ struct Lanes32 {
   D sq_sum[2] = {splat_f64(0), splat_f64(0)};
 };
 
+// What values are taken to hold. Without negative ones magnitudes are the values themselves, and
+// without zeros none are counted nor kept away from the smallest magnitude: each spares a fifth of
+// the instructions. A zero that was not foreseen shows as the smallest magnitude, a negative value
+// as the largest.
+template <bool kNegativesToo, bool kZerosToo>
+struct Holding {
+  static constexpr bool kNegatives = kNegativesToo;
+  static constexpr bool kZeros = kZerosToo;
+};
+using HoldingAll = Holding<true, true>;
+
 struct Extremes32 {
   U max_bits = splat_u32(0);
-  U min_bits_less_1 = splat_u32(0xffffffffu);  // zero wraps to the largest and never wins
+  // Zero wraps to the largest and never wins. Where no zeros are held the bits themselves, until
+  // the end of the groups.
+  U min_bits_less_1 = splat_u32(0xffffffffu);
   U32Count zeros = {};
 
+  template <class Held>
   void add(U magnitude) {
     max_bits = max_u32(max_bits, magnitude);
-    min_bits_less_1 = min_u32(min_bits_less_1, sub_u32(magnitude, splat_u32(1)));
+    const U bits = Held::kZeros ? sub_u32(magnitude, splat_u32(1)) : magnitude;
+    min_bits_less_1 = min_u32(min_bits_less_1, bits);
   }
 };
 
-struct Block32 {
+struct Counts32 {
   Extremes32 extremes;
   U32Count nans = {};
   U32Count infs = {};
-  int64_t zeros_in_groups = 0;
+};
+
+// What was met in a block.
+struct Block32 {
+  uint32_t max_bits = 0;
+  uint32_t min_bits_less_1 = 0xffffffffu;
+  int64_t zeros = 0;
+  int64_t nans = 0;
+  int64_t infs = 0;
+  bool unforeseen_zeros = false;  // it holds some, and was taken to hold none
+
+  void add(uint32_t max, uint32_t min_less_1, int64_t more_zeros) {
+    max_bits = max > max_bits ? max : max_bits;
+    min_bits_less_1 = min_less_1 < min_bits_less_1 ? min_less_1 : min_bits_less_1;
+    zeros += more_zeros;
+  }
 };
 
 template <bool kCareful>
-inline void step(U bits, Lanes32* lanes, Block32* block) {
+inline void step(U bits, Lanes32* lanes, Counts32* counts) {
   U magnitude = and_u32(bits, splat_u32(kMagnitudeMask));
-  count_equal(&block->extremes.zeros, magnitude, splat_u32(0));
+  count_equal(&counts->extremes.zeros, magnitude, splat_u32(0));
   if (kCareful) {
     const U infinity = splat_u32(kInfinityBits);
-    count_above(&block->nans, magnitude, infinity);
-    count_equal(&block->infs, magnitude, infinity);
+    count_above(&counts->nans, magnitude, infinity);
+    count_equal(&counts->infs, magnitude, infinity);
     bits = keep_below_u32(bits, magnitude, infinity);
     magnitude = keep_below_u32(magnitude, magnitude, infinity);
   }
-  block->extremes.add(magnitude);
+  counts->extremes.add<HoldingAll>(magnitude);
   const D low = low_f64(bits);
   const D high = high_f64(bits);
   lanes->sum[0] = add_f64(lanes->sum[0], low);
@@ -85,23 +115,25 @@ inline GroupSums sums_of_two(U first, U second) {
           square_add_f32(second, square_add_f32(first, splat_u32(0)))};
 }
 
-// Sums of kSteps steps; beside.step(at) follows each of them. Reads memory upwards, which the
-// prefetcher wants: the halves are named since arguments may be evaluated last to first.
-template <class Type, bool kSigned, int kSteps, class Beside>
-GRADSTAT_INLINE GroupSums sum_group(const typename Type::Element* at,
+// Sums of kSteps steps from element `index` of a block on; beside.step() follows each of them.
+// Reads memory upwards, which the prefetcher wants: the halves are named since arguments may be
+// evaluated last to first.
+template <class Type, class Held, int kSteps, class Beside>
+GRADSTAT_INLINE GroupSums sum_group(const typename Type::Element* block, int64_t index,
                                     typename Type::Extremes* extremes, const Beside& beside) {
   if constexpr (kSteps == 1) {
     // Lines are met in the order of memory then, whatever order the compiler gives the loads of a
     // group, and the processor's own prefetcher needs nothing else. Without, fp32 takes up to a
     // quarter longer; with the lines 8 KB ahead instead, up to a tenth.
-    if (!Beside::kAsksAhead) prefetch<3>(at);
-    const GroupSums sums = Type::template sum_step<kSigned>(at, extremes);
-    beside.step(at);
+    if (!Beside::kAsksAhead) prefetch<3>(block + index);
+    const GroupSums sums = Type::template sum_step<Held>(block + index, extremes);
+    beside.step(block + index, index);
     return sums;
   } else {
     constexpr int kHalf = kSteps / 2;
-    const GroupSums low = sum_group<Type, kSigned, kHalf>(at, extremes, beside);
-    const GroupSums high = sum_group<Type, kSigned, kHalf>(at + kHalf * kStep, extremes, beside);
+    const GroupSums low = sum_group<Type, Held, kHalf>(block, index, extremes, beside);
+    const GroupSums high =
+        sum_group<Type, Held, kHalf>(block, index + kHalf * kStep, extremes, beside);
     return add_sums(low, high);
   }
 }
@@ -111,38 +143,36 @@ inline void add_widened(U from, D* to) {
   to[1] = add_f64(to[1], high_f64(from));
 }
 
-// Adds the groups of kSteps steps that n elements hold, with beside.step and beside.group; returns
-// how many elements those are.
-template <class Type, bool kSigned, int kSteps, class Beside>
-GRADSTAT_INLINE int64_t add_groups(const typename Type::Element* at, int64_t n, Lanes32* lanes,
-                                   typename Type::Extremes* extremes, const Beside& beside) {
+// Adds the groups of kSteps steps that the elements [index, n) of a block hold, with beside.step
+// and beside.group; returns where they end.
+template <class Type, class Held, int kSteps, class Beside>
+GRADSTAT_INLINE int64_t add_groups(const typename Type::Element* block, int64_t index, int64_t n,
+                                   Lanes32* lanes, typename Type::Extremes* extremes,
+                                   const Beside& beside) {
   constexpr int64_t kSize = kSteps * kStep;
-  int64_t i = 0;
-  for (; i + kSize <= n; i += kSize) {
-    const GroupSums group = sum_group<Type, kSigned, kSteps>(at + i, extremes, beside);
+  for (; index + kSize <= n; index += kSize) {
+    const GroupSums group = sum_group<Type, Held, kSteps>(block, index, extremes, beside);
     add_widened(group.sum, lanes->sum);
-    add_widened(kSigned ? group.abs_sum : group.sum, lanes->abs_sum);
+    add_widened(Held::kNegatives ? group.abs_sum : group.sum, lanes->abs_sum);
     add_widened(group.sq_sum, lanes->sq_sum);
-    beside.group(at + i, kSize);
+    beside.group(block + index, kSize);
   }
-  return i;
+  return index;
 }
 
 // Runs the whole steps of a block, in groups as far as they go; returns how many elements those
-// are. Without kSigned the magnitudes are the values themselves, which spares a fifth of the
-// instructions; a negative value then shows as the largest of them.
-template <class Type, bool kSigned, class Beside>
+// are.
+template <class Type, class Held, class Beside>
 inline int64_t run_groups(const typename Type::Element* at, int64_t n, Lanes32* lanes,
                           Block32* block, Beside beside) {
   if (n < kStep) return 0;
   typename Type::Extremes extremes;
   Lanes32 sums = *lanes;  // a copy stays in registers
-  int64_t done = add_groups<Type, kSigned, Type::kGroupSteps>(at, n, &sums, &extremes, beside);
-  done += add_groups<Type, kSigned, Type::kGroupSteps / 2>(at + done, n - done, &sums, &extremes,
-                                                           beside);
-  done += add_groups<Type, kSigned, 1>(at + done, n - done, &sums, &extremes, beside);
+  int64_t done = add_groups<Type, Held, Type::kGroupSteps>(at, 0, n, &sums, &extremes, beside);
+  done = add_groups<Type, Held, Type::kGroupSteps / 2>(at, done, n, &sums, &extremes, beside);
+  done = add_groups<Type, Held, 1>(at, done, n, &sums, &extremes, beside);
   *lanes = sums;
-  Type::merge_extremes(extremes, block);
+  Type::template add_extremes<Held>(extremes, block);
   return done;
 }
 
@@ -153,25 +183,30 @@ struct F32 {
   static U load(const float* at) { return load_f32(at); }
   static void store(float* at, U u) { store_f32(at, u); }
   static constexpr int kGroupSteps = kMostSteps / 2;
-  template <bool kSigned>
+  template <class Held>
   GRADSTAT_INLINE static GroupSums sum_step(const float* at, Extremes32* extremes) {
-    const GroupSums low = sum_pair<kSigned>(at, extremes);
-    const GroupSums high = sum_pair<kSigned>(at + 2 * kLanes, extremes);
+    const GroupSums low = sum_pair<Held>(at, extremes);
+    const GroupSums high = sum_pair<Held>(at + 2 * kLanes, extremes);
     return add_sums(low, high);
   }
-  template <bool kSigned>
+  template <class Held>
   GRADSTAT_INLINE static GroupSums sum_pair(const float* at, Extremes32* extremes) {
     const U first = load_f32(at);
     const U second = load_f32(at + kLanes);
     for (int i = 0; i < 2; ++i) {
       const U bits = i == 0 ? first : second;
-      const U magnitude = kSigned ? and_u32(bits, splat_u32(kMagnitudeMask)) : bits;
-      count_equal(&extremes->zeros, magnitude, splat_u32(0));
-      extremes->add(magnitude);
+      const U magnitude = Held::kNegatives ? and_u32(bits, splat_u32(kMagnitudeMask)) : bits;
+      if (Held::kZeros) count_equal(&extremes->zeros, magnitude, splat_u32(0));
+      extremes->add<Held>(magnitude);
     }
     return sums_of_two(first, second);
   }
-  static void merge_extremes(const Extremes32& from, Block32* block) { block->extremes = from; }
+  template <class Held>
+  static void add_extremes(const Extremes32& from, Block32* block) {
+    const uint32_t least = reduce_min_u32(from.min_bits_less_1);
+    block->unforeseen_zeros = !Held::kZeros && least == 0;
+    block->add(reduce_max_u32(from.max_bits), Held::kZeros ? least : least - 1, total(from.zeros));
+  }
   static bool fits_groups(uint32_t max_bits) { return squares_fit(max_bits); }
 };
 
@@ -180,10 +215,12 @@ struct Extremes16 {
   U min_bits_less_1 = splat_u16(0xffff);
   U16Count zeros = {};
 
+  template <class Held>
   void add(U magnitude) {
-    count_zero_u16(&zeros, magnitude);
+    if (Held::kZeros) count_zero_u16(&zeros, magnitude);
     max_bits = max_u16(max_bits, magnitude);
-    min_bits_less_1 = min_u16(min_bits_less_1, sub_u16(magnitude, splat_u16(1)));
+    const U bits = Held::kZeros ? sub_u16(magnitude, splat_u16(1)) : magnitude;
+    min_bits_less_1 = min_u16(min_bits_less_1, bits);
   }
 };
 
@@ -193,30 +230,34 @@ struct Wide16 {
   using Element = uint16_t;
   using Extremes = Extremes16;
   static constexpr int kGroupSteps = kMostSteps;
-  template <bool kSigned>
+  template <class Held>
   GRADSTAT_INLINE static GroupSums sum_step(const uint16_t* at, Extremes16* extremes) {
-    const GroupSums low = sum_register<kSigned>(at, extremes);
-    const GroupSums high = sum_register<kSigned>(at + 2 * kLanes, extremes);
+    const GroupSums low = sum_register<Held>(at, extremes);
+    const GroupSums high = sum_register<Held>(at + 2 * kLanes, extremes);
     return add_sums(low, high);
   }
-  template <bool kSigned>
+  template <class Held>
   GRADSTAT_INLINE static GroupSums sum_register(const uint16_t* at, Extremes16* extremes) {
     const U raw = load_u16(at);
-    extremes->add(kSigned ? and_u32(raw, splat_u16(0x7fff)) : raw);
+    extremes->add<Held>(Held::kNegatives ? and_u32(raw, splat_u16(0x7fff)) : raw);
     U first, second;
     kSplit(raw, &first, &second);
     return sums_of_two(first, second);
   }
-  static void merge_extremes(const Extremes16& from, Block32* block) {
-    U wide, unused;
-    kSplit(splat_u16(reduce_max_u16(from.max_bits)), &wide, &unused);
-    block->extremes.max_bits = wide;
-    const uint16_t min_less_1 = reduce_min_u16(from.min_bits_less_1);
-    if (min_less_1 != 0xffff) {
-      kSplit(splat_u16(static_cast<uint16_t>(min_less_1 + 1)), &wide, &unused);
-      block->extremes.min_bits_less_1 = sub_u32(wide, splat_u32(1));
-    }
-    block->zeros_in_groups = total(from.zeros);
+  template <class Held>
+  static void add_extremes(const Extremes16& from, Block32* block) {
+    const uint16_t least = reduce_min_u16(from.min_bits_less_1);
+    block->unforeseen_zeros = !Held::kZeros && least == 0;
+    const uint32_t min_less_1 =
+        least == 0xffff ? 0xffffffffu : widen(static_cast<uint16_t>(least + Held::kZeros)) - 1;
+    block->add(widen(reduce_max_u16(from.max_bits)), min_less_1, total(from.zeros));
+  }
+  static uint32_t widen(uint16_t bits) {
+    U first, second;
+    kSplit(splat_u16(bits), &first, &second);
+    uint32_t lane;
+    memcpy(&lane, &first, sizeof lane);
+    return lane;
   }
 };
 
@@ -233,18 +274,18 @@ struct BF16 : Wide16<split_bf16> {
 #ifdef GRADSTAT_HAS_DOT_BF16
   // One instruction multiplies and adds a register of bf16, in two of the groups' roundings; the
   // products with 1 are the values.
-  template <bool kSigned>
+  template <class Held>
   GRADSTAT_INLINE static GroupSums sum_step(const uint16_t* at, Extremes16* extremes) {
     const U zero = splat_u32(0);
-    const GroupSums first = add_dots<kSigned>(at, extremes, {zero, zero, zero});
-    return add_dots<kSigned>(at + 2 * kLanes, extremes, first);
+    const GroupSums first = add_dots<Held>(at, extremes, {zero, zero, zero});
+    return add_dots<Held>(at + 2 * kLanes, extremes, first);
   }
-  template <bool kSigned>
+  template <class Held>
   GRADSTAT_INLINE static GroupSums add_dots(const uint16_t* at, Extremes16* extremes,
                                             const GroupSums& sums) {
     const U raw = load_u16(at);
-    const U magnitude = kSigned ? and_u32(raw, splat_u16(0x7fff)) : raw;
-    extremes->add(magnitude);
+    const U magnitude = Held::kNegatives ? and_u32(raw, splat_u16(0x7fff)) : raw;
+    extremes->add<Held>(magnitude);
     const U one = splat_u16(0x3f80);
     return {dot_bf16(sums.sum, raw, one), dot_bf16(sums.abs_sum, magnitude, one),
             dot_bf16(sums.sq_sum, raw, raw)};
@@ -256,17 +297,22 @@ struct BF16 : Wide16<split_bf16> {
 // off.
 template <class Type, bool kCareful>
 inline void run_steps(const typename Type::Element* at, int64_t n, Lanes32* lanes, Block32* block) {
-  Lanes32 sums = *lanes;  // copies stay in registers
-  Block32 counts = *block;
+  Lanes32 sums = *lanes;  // a copy stays in registers
+  Counts32 counts;
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) step<kCareful>(Type::load(at + i), &sums, &counts);
-  if (i < n) {
+  const int64_t padding = i < n ? kLanes - (n - i) : 0;
+  if (padding > 0) {
     typename Type::Element tail[kLanes] = {};
     memcpy(tail, at + i, static_cast<size_t>(n - i) * sizeof *at);
     step<kCareful>(Type::load(tail), &sums, &counts);
   }
   *lanes = sums;
-  *block = counts;
+  block->add(reduce_max_u32(counts.extremes.max_bits),
+             reduce_min_u32(counts.extremes.min_bits_less_1),
+             total(counts.extremes.zeros) - padding);
+  block->nans += total(counts.nans);
+  block->infs += total(counts.infs);
 }
 
 // Byte exponents of n elements: bits 23 to 30 of their fp32 values.
@@ -301,23 +347,20 @@ class Moments32 {
       beside.rest(from, size);
       return add_singly<false>(from, size, histogram);
     }
-    signed_ = signed_ || reduce_max_u32(Type::load(from)) > kMagnitudeMask;
+    if (!begun_) look_at(Type::load(from));
     Lanes32 attempt = lanes_;
     Block32 block;
-    const int64_t grouped = signed_ ? run_groups<Type, true>(from, size, &attempt, &block, beside)
-                                    : run_groups<Type, false>(from, size, &attempt, &block, beside);
-    if (!signed_ && reduce_max_u32(block.extremes.max_bits) > kMagnitudeMask) {
-      signed_ = true;  // and probably in the blocks that follow
+    const int64_t grouped = run(from, size, &attempt, &block, beside);
+    while (note(block.max_bits, block.unforeseen_zeros)) {
       attempt = lanes_;
       block = Block32();
-      run_groups<Type, true>(from, size, &attempt, &block, Nothing<Element>());
+      run(from, size, &attempt, &block, Nothing<Element>());
     }
     if (grouped < size) {
       beside.rest(from + grouped, size - grouped);
       run_steps<Type, false>(from + grouped, size - grouped, &attempt, &block);
     }
-    const uint32_t block_max = reduce_max_u32(block.extremes.max_bits);
-    if (block_max >= kInfinityBits || !Type::fits_groups(block_max)) {
+    if (block.max_bits >= kInfinityBits || !Type::fits_groups(block.max_bits)) {
       return add_singly<true>(from, size, histogram);
     }
     keep(attempt, block, from, size, histogram);
@@ -340,44 +383,69 @@ class Moments32 {
   }
 
  private:
+  // A block's first values foretell the others.
+  void look_at(U bits) {
+    begun_ = true;
+    note(reduce_max_u32(bits), reduce_min_u32(and_u32(bits, splat_u32(kMagnitudeMask))) == 0);
+  }
+
+  // Notes that a block holds negative values or zeros, as those that follow probably will; returns
+  // whether that is new.
+  bool note(uint32_t max_bits, bool zeros) {
+    const bool negatives = max_bits > kMagnitudeMask;
+    const bool is_new = (negatives && !negatives_) || (zeros && !any_zeros_);
+    negatives_ = negatives_ || negatives;
+    any_zeros_ = any_zeros_ || zeros;
+    return is_new;
+  }
+
+  template <class Beside>
+  int64_t run(const Element* from, int64_t size, Lanes32* lanes, Block32* block,
+              const Beside& beside) const {
+    if (negatives_) {
+      return any_zeros_ ? run_groups<Type, Holding<true, true>>(from, size, lanes, block, beside)
+                        : run_groups<Type, Holding<true, false>>(from, size, lanes, block, beside);
+    }
+    return any_zeros_ ? run_groups<Type, Holding<false, true>>(from, size, lanes, block, beside)
+                      : run_groups<Type, Holding<false, false>>(from, size, lanes, block, beside);
+  }
+
   // The same by single registers. What a function of its own holds stays in registers.
   template <bool kCareful>
   int64_t add_singly(const Element* from, int64_t size, uint32_t* histogram) {
     Lanes32 attempt = lanes_;
     Block32 block;
     run_steps<Type, kCareful>(from, size, &attempt, &block);
-    if (!kCareful && reduce_max_u32(block.extremes.max_bits) >= kInfinityBits) {
+    if (!kCareful && block.max_bits >= kInfinityBits) {
       return add_singly<true>(from, size, histogram);
     }
     keep(attempt, block, from, size, histogram);
-    const int64_t nans = total(block.nans);
-    nans_ += nans;
-    infs_ += total(block.infs);
-    return nans;
+    nans_ += block.nans;
+    infs_ += block.infs;
+    return block.nans;
   }
 
   // Takes the results of a block over.
   GRADSTAT_INLINE void keep(const Lanes32& attempt, const Block32& block, const Element* from,
                             int64_t size, uint32_t* histogram) {
     lanes_ = attempt;
-    const int64_t padding = (kLanes - size % kLanes) % kLanes;
-    const int64_t zeros = total(block.extremes.zeros) + block.zeros_in_groups - padding;
-    zeros_ += zeros;
-    const uint32_t block_max = reduce_max_u32(block.extremes.max_bits);
-    const uint32_t block_min_less_1 = reduce_min_u32(block.extremes.min_bits_less_1);
-    max_bits_ = block_max > max_bits_ ? block_max : max_bits_;
-    min_bits_less_1_ = block_min_less_1 < min_bits_less_1_ ? block_min_less_1 : min_bits_less_1_;
-    if (histogram != nullptr && block_max != 0) {
+    zeros_ += block.zeros;
+    max_bits_ = block.max_bits > max_bits_ ? block.max_bits : max_bits_;
+    min_bits_less_1_ =
+        block.min_bits_less_1 < min_bits_less_1_ ? block.min_bits_less_1 : min_bits_less_1_;
+    if (histogram != nullptr && block.max_bits != 0) {
       Exponents exponents;
       take_exponents<Type>(from, size, &exponents);
-      const int low = static_cast<int>((block_min_less_1 + 1) >> 23);
-      count_bins(&exponents, size, low, static_cast<int>(block_max >> 23), histogram);
-      if (low == 0) histogram[0] -= static_cast<uint32_t>(zeros);
+      const int low = static_cast<int>((block.min_bits_less_1 + 1) >> 23);
+      count_bins(&exponents, size, low, static_cast<int>(block.max_bits >> 23), histogram);
+      if (low == 0) histogram[0] -= static_cast<uint32_t>(block.zeros);
     }
   }
 
   Lanes32 lanes_;
-  bool signed_ = false;  // whether a negative value was met
+  bool begun_ = false;
+  bool negatives_ = false;  // whether one was met
+  bool any_zeros_ = false;
   uint32_t max_bits_ = 0;
   uint32_t min_bits_less_1_ = 0xffffffffu;
   int64_t zeros_ = 0;

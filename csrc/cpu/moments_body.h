@@ -25,11 +25,12 @@ GRADSTAT_INLINE void prefetch(const Element* at) {
 }
 
 // What else to do with the elements of a block as they are read, in order: step() for each kStep of
-// them and group() for each group, or rest() for what is in neither. `Nothing`, here.
+// them, with their place in the block, and group() for each group, or rest() for what is in
+// neither. `Nothing`, here.
 template <class Element>
 struct Nothing {
   static constexpr bool kAsksAhead = false;  // whether step() prefetches what follows
-  void step(const Element*) const {}
+  void step(const Element*, int64_t) const {}
   void group(const Element*, int64_t) const {}
   void rest(const Element*, int64_t) const {}  // at most kGroup elements
 };

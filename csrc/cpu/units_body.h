@@ -283,7 +283,7 @@ struct BesideRuns {
   static constexpr bool kAsksAhead = false;
   RunCounts<Keys>* runs;
 
-  void step(const Element*) const {}
+  void step(const Element*, int64_t) const {}
   void group(const Element* at, int64_t n) const { runs->add(at, n); }
   void rest(const Element* at, int64_t n) const { runs->add(at, n); }
 };
@@ -304,7 +304,7 @@ struct BesideColumns {
   uint8_t* counters;  // of the row's first element
   int64_t ahead;      // elements from one to the one to ask for
 
-  GRADSTAT_INLINE void step(const Element* at) const { prefetch<2>(at + ahead); }
+  GRADSTAT_INLINE void step(const Element* at, int64_t) const { prefetch<2>(at + ahead); }
   void group(const Element* at, int64_t n) const { rest(at, n); }
   void rest(const Element* at, int64_t n) const {
     count<Keys, true>(at, n, task, bounds, counters + (at - row), task.pitch);
@@ -322,10 +322,9 @@ struct BesideColumnsAbove {
   int64_t pitch;
   typename Keys::Bounds bounds[kBands];
 
-  GRADSTAT_INLINE void step(const Element* at) const {
+  GRADSTAT_INLINE void step(const Element* at, int64_t index) const {
     prefetch<2>(at + kAhead<Element>);
-    count_bands<Keys, true, BandKind::kAbove, kBands>(at, kStep, bounds, counters + (at - row),
-                                                      pitch);
+    count_bands<Keys, true, BandKind::kAbove, kBands>(at, kStep, bounds, counters + index, pitch);
   }
   void group(const Element*, int64_t) const {}
   void rest(const Element* at, int64_t n) const {
