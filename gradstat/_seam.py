@@ -95,8 +95,8 @@ class Seam:
         self._saved: dict[str, Any] | None = None
         # Nobody can trace into the kernels: a compiled step calls these as they are. Not bound, or
         # the cycle would keep the model's memory until the garbage collector comes by.
-        self._before_untraced = _untraced(Seam._before)
-        self._after_untraced = _untraced(Seam._after)
+        self._before_untraced = _untraced(Seam.before_step)
+        self._after_untraced = _untraced(Seam.after_step)
         after = optimizer.register_step_post_hook(self.after_step)
         # Before the hooks of others: they find gradients as they would without gradstat.
         optimizer._optimizer_step_post_hooks.move_to_end(after.id, last=False)  # type: ignore[attr-defined]
@@ -131,23 +131,12 @@ class Seam:
 
     # ---- the step --------------------------------------------------------------------------------
 
-    def before_step(self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Measure now, or after the closure where there is one."""
-        if torch.compiler.is_compiling():
-            return self._before_untraced(self, optimizer, args, kwargs, compiled=True)
-        return self._before(optimizer, args, kwargs)
-
-    def after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Give back what was borrowed and count the step."""
-        del args, kwargs
-        if torch.compiler.is_compiling():
-            self._after_untraced(self, optimizer)
-        else:
-            self._after(optimizer)
-
-    def _before(
+    def before_step(
         self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any], compiled: bool = False
     ) -> Any:
+        """Measure now, or after the closure where there is one."""
+        if torch.compiler.is_dynamo_compiling():
+            return self._before_untraced(self, optimizer, args, kwargs, compiled=True)
         self._has_nested = self._is_stepping and steps_under_way(optimizer) > 1
         if self._has_nested:
             return None
@@ -171,10 +160,51 @@ class Seam:
             else:
                 kwargs = {**kwargs, "closure": measured}
             return (args if compiled else Held.of(args, self._loan, optimizer)), kwargs
+        if self._only_measures(optimizer):
+            return None
         self._attempt(self._begin_and_measure, optimizer)
         if self._loan.is_out and not compiled:
             return Held.of(args, self._loan, optimizer), kwargs
         return None
+
+    def after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Give back what was borrowed and count the step."""
+        if torch.compiler.is_dynamo_compiling():
+            self._after_untraced(self, optimizer, args, kwargs)
+            return
+        if self._has_nested and steps_under_way(optimizer) > 1:
+            return
+        self._is_stepping = self._has_nested = False
+        if self._loan.is_out:
+            self._loan.end_step()
+        if self._is_phantom:
+            return
+        self._recorder.step += 1
+        parameters, self._parameters = self._parameters, []
+        self._attempt(self._look_back, parameters)
+        self.monitor.end_step()
+
+    def _only_measures(self, optimizer: Optimizer) -> bool:
+        """Measure the gradients if nothing else is due in this step; return whether that was done.
+
+        Most steps of a run that is only watched are such ones, and small: what they cost is the
+        Python around them. Where it fails `_begin_and_measure` comes next, and fails the same way.
+        """
+        recorder, clipper = self._recorder, self._clipper
+        if (
+            not self._only_watches
+            or clipper.acts
+            or self._accumulation.is_following
+            or recorder.wants_weights
+            or self._probes.is_due(recorder.step + 1)
+            or getattr(optimizer, "found_inf", None) is not None
+        ):
+            return False
+        try:
+            recorder.begin(())
+            return recorder.is_recording and self._measures(optimizer)
+        except Exception:
+            return False
 
     def _begin(self, optimizer: Optimizer) -> None:
         if self._accumulation.is_following:
@@ -200,19 +230,6 @@ class Seam:
             return loss
 
         return measured_closure
-
-    def _after(self, optimizer: Optimizer) -> None:
-        if self._has_nested and steps_under_way(optimizer) > 1:
-            return
-        self._is_stepping = self._has_nested = False
-        if self._loan.is_out:
-            self._loan.end_step()
-        if self._is_phantom:
-            return
-        self._recorder.step += 1
-        parameters, self._parameters = self._parameters, []
-        self._attempt(self._look_back, parameters)
-        self.monitor.end_step()
 
     def _look_back(self, parameters: list[Tensor]) -> None:
         """Measure what the step has done."""
