@@ -202,7 +202,7 @@ class Seam:
             return False
         try:
             recorder.begin(())
-            return recorder.is_recording and self._measures(optimizer)
+            return self._measures(optimizer)
         except Exception:
             return False
 
@@ -334,17 +334,15 @@ class Seam:
     def _measures(self, optimizer: Optimizer) -> bool:
         """Measure these gradients at once, as can be done in most steps; return whether it was."""
         recorder, parameters = self._recorder, self._parameters
-        rows = recorder.host_rows(self.watched.names)
-        if (
-            rows is None
-            or (recorder.histogram_every is not None and recorder.wants_histogram)
-            or getattr(optimizer, "grad_scale", None) is not None
-            or not _kernels.measure_gradients(parameters, *rows, self._clipper.program)
-        ):
+        if (recorder.histogram_every is not None and recorder.wants_histogram) or getattr(
+            optimizer, "grad_scale", None
+        ) is not None:
             return False
-        recorder.keep(rows[1])
+        table = recorder.measure(parameters, self.watched.names, self._clipper.program)
+        if table is None:
+            return False
         if self._probes.under_way is not None:
-            self._probes.put_gradients(rows[0], parameters)
+            self._probes.put_gradients(table, parameters)
         return True
 
     def _found_inf_for(self, optimizer: Optimizer, device: torch.device) -> Tensor | None:

@@ -91,10 +91,14 @@ class Window:
         self.newest = 0
         """Number of the newest row of every ring."""
 
+    def place(self, step: int) -> int:
+        """Return where in the rings' memory a step's rows lie; they count once it is opened."""
+        newest = self.newest if self.steps and self.steps[-1] == step else self.newest + 1
+        return newest % len(self.tables.rows)
+
     def rows(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return where a step's table and decision go; they count once the step is opened."""
-        place = self.newest if self.steps and self.steps[-1] == step else self.newest + 1
-        place %= len(self.tables.rows)  # not by the ring: this is done in every step
+        """Return where a step's table and decision go."""
+        place = self.place(step)
         return self.tables.rows[place], self.decisions.rows[place]
 
     def open(self, step: int) -> None:
