@@ -51,9 +51,7 @@ class Recorder:
         self.histogram_every: int | None = None
         """Recorded steps from one to the next whose gradients' magnitudes are counted."""
 
-        self.decision: Tensor | None = None
-        """Decision on the step under way or the newest; None where it was not measured."""
-
+        self._has_measured = False
         self.histogram: Histogram | None = None
         """Magnitudes of the gradients of that step, where they are counted."""
 
@@ -74,7 +72,7 @@ class Recorder:
     def begin(self, parameters: Sequence[Tensor]) -> None:
         """Start a step, before a closure can have changed the parameters."""
         self.is_recording = self.step % self.every == 0
-        self.decision = self.histogram = None
+        self._has_measured, self.histogram = False, None
         if self.wants_weights and self.is_recording:
             self._weights = _table(parameters)
             if self.wants_updates:
@@ -116,9 +114,7 @@ class Recorder:
         assert self._scratch is not None
         return self.window.rows(self.step + 1) if self.is_recording else self._scratch
 
-    def measure(
-        self, parameters: Sequence[Tensor], names: Sequence[str], program: Any
-    ) -> Tensor | None:
+    def measure(self, parameters: Sequence[Tensor], names: Sequence[str], program: Any) -> bool:
         """Measure the gradients of an ordinary step at once, and keep them.
 
         Args:
@@ -127,27 +123,35 @@ class Recorder:
             program: What the kernel runs.
 
         Returns:
-            Their table in the window. None, with nothing written, where the step is not recorded,
+            Whether it is done. It is not, and nothing is written, where the step is not recorded,
             where the window does not lie on the CPU or is of another tuple of names, and where
             `_kernels.measurer` does not measure them.
         """
         window = self.window
         if window is None or window.names is not names or not self.is_recording:
-            return None
+            return False
         if self._program is not program:
             self._program = program
             self._measure = _kernels.measurer(window.tables.data, window.decisions.data, program)
         if self._measure is None:
-            return None
+            return False
         place = window.place(self.step + 1)
         if not self._measure(parameters, place, torch.get_num_threads()):
-            return None
-        self.keep(window.decisions.rows[place])
-        return window.tables.rows[place]
+            return False
+        self.keep()
+        return True
 
-    def keep(self, decision: Tensor) -> None:
+    @property
+    def decision(self) -> Tensor | None:
+        """Decision on the step under way or the newest; None where it was not measured."""
+        if not self._has_measured or self.window is None or self._scratch is None:
+            return None
+        window = self.window
+        return window.decisions[window.newest] if self.is_recording else self._scratch[1]
+
+    def keep(self) -> None:
         """Count what has been written to the rows of the step."""
-        self.decision = decision
+        self._has_measured = True
         if self.is_recording and self.window is not None:
             self.window.open(self.step + 1)
             if self.wants_weights:

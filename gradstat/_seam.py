@@ -90,6 +90,7 @@ class Seam:
         self._skipped: bool | None = False
         self._is_stepping = False
         self._has_nested = False
+        self._has_only_measured = False
         self._is_phantom = False
         self._has_failed = False
         self._saved: dict[str, Any] | None = None
@@ -144,7 +145,7 @@ class Seam:
         if self._loan.is_out:  # the last step raised, and somebody keeps the exception
             self._loan.forget_gradients()
             self._loan.give_back()
-        self._skipped = False
+        self._skipped = self._has_only_measured = False
         self._parameters = self.watched.parameters(optimizer.param_groups)
         self._is_phantom = "closure" in kwargs and _is_phantom(optimizer, kwargs, self._parameters)
         if self._is_phantom or self._has_failed:
@@ -160,7 +161,8 @@ class Seam:
             else:
                 kwargs = {**kwargs, "closure": measured}
             return (args if compiled else Held.of(args, self._loan, optimizer)), kwargs
-        if self._only_measures(optimizer):
+        self._has_only_measured = self._only_measures(optimizer)
+        if self._has_only_measured:
             return None
         self._attempt(self._begin_and_measure, optimizer)
         if self._loan.is_out and not compiled:
@@ -181,7 +183,8 @@ class Seam:
             return
         self._recorder.step += 1
         parameters, self._parameters = self._parameters, []
-        self._attempt(self._look_back, parameters)
+        if not self._only_counts():
+            self._attempt(self._look_back, parameters)
         self.monitor.end_step()
 
     def _only_measures(self, optimizer: Optimizer) -> bool:
@@ -196,6 +199,7 @@ class Seam:
             or clipper.acts
             or self._accumulation.is_following
             or recorder.wants_weights
+            or self._probes.under_way is not None
             or self._probes.is_due(recorder.step + 1)
             or getattr(optimizer, "found_inf", None) is not None
         ):
@@ -231,6 +235,18 @@ class Seam:
 
         return measured_closure
 
+    def _only_counts(self) -> bool:
+        """Count the step for the activations if nothing else is to do after it; return whether."""
+        step, activations = self._recorder.step, self._activations
+        if (
+            not self._has_only_measured
+            or step >= self.alarms.next_look
+            or self._accumulation.is_due(step)
+            or self._overflows.scaler is not None
+        ):
+            return False
+        return activations is None or activations.only_counts_step()
+
     def _look_back(self, parameters: list[Tensor]) -> None:
         """Measure what the step has done."""
         recorder = self._recorder
@@ -240,7 +256,7 @@ class Seam:
             recorder.finish(parameters)
         if self._probes.under_way is not None:
             self._probes.finish(parameters)
-        if recorder.step < Accumulation.FIRST or recorder.step % Accumulation.STRIDE == 0:
+        if self._accumulation.is_due(recorder.step):
             self._accumulation.follow(parameters)
         if self._activations is not None:
             self._activations.step()
@@ -306,7 +322,7 @@ class Seam:
         )
         if bins is not None:
             recorder.histogram = Histogram(bins, grad_scale)
-        recorder.keep(out)
+        recorder.keep()
         if grad_scale is not None and (is_looked_at or clipper.has_rest):
             recorder.unscale(table, grad_scale)
         if is_probed:
@@ -333,16 +349,16 @@ class Seam:
 
     def _measures(self, optimizer: Optimizer) -> bool:
         """Measure these gradients at once, as can be done in most steps; return whether it was."""
-        recorder, parameters = self._recorder, self._parameters
-        if (recorder.histogram_every is not None and recorder.wants_histogram) or getattr(
-            optimizer, "grad_scale", None
-        ) is not None:
+        recorder = self._recorder
+        if (
+            (recorder.histogram_every is not None and recorder.wants_histogram)
+            or getattr(optimizer, "grad_scale", None) is not None
+            or not recorder.measure(self._parameters, self.watched.names, self._clipper.program)
+        ):
             return False
-        table = recorder.measure(parameters, self.watched.names, self._clipper.program)
-        if table is None:
-            return False
-        if self._probes.under_way is not None:
-            self._probes.put_gradients(table, parameters)
+        if self._probes.under_way is not None and recorder.window is not None:
+            window = recorder.window
+            self._probes.put_gradients(window.tables[window.newest], self._parameters)
         return True
 
     def _found_inf_for(self, optimizer: Optimizer, device: torch.device) -> Tensor | None:
