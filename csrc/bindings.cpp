@@ -179,15 +179,15 @@ py::object measurer(const py::object& tables, const py::object& decisions,
   const auto places = tables.attr("size")(0).cast<int64_t>();
   const auto n_rows = tables.attr("size")(1).cast<int64_t>();
   const TensorList on_cpu(py::list(), false);
-  auto rows = std::make_unique<WindowRows>(WindowRows{tables, decisions, clip, {}, nullptr, nullptr,
-                                                      places, n_rows - 1});
+  auto rows = std::make_unique<WindowRows>(
+      WindowRows{tables, decisions, clip, {}, nullptr, nullptr, places, n_rows - 1});
   rows->clip.out = decisions;
   rows->clip.grad_scale = rows->clip.found_inf = py::none();
   rows->request = clip_request(rows->clip, on_cpu, rows->count);
-  rows->tables_at = static_cast<double*>(output_memory(tables, "tables", on_cpu, dlpack::kFloat, 64,
-                                                       places * n_rows * kNumColumns));
-  rows->decisions_at = static_cast<double*>(output_memory(
-      decisions, "decisions", on_cpu, dlpack::kFloat, 64, places * kNumClipOut));
+  rows->tables_at = static_cast<double*>(
+      output_memory(tables, "tables", on_cpu, dlpack::kFloat, 64, places * n_rows * kNumColumns));
+  rows->decisions_at = static_cast<double*>(
+      output_memory(decisions, "decisions", on_cpu, dlpack::kFloat, 64, places * kNumClipOut));
   const py::capsule holder(rows.get(), kWindowRows, [](PyObject* capsule) {
     delete static_cast<WindowRows*>(PyCapsule_GetPointer(capsule, kWindowRows));
   });
