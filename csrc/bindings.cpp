@@ -121,20 +121,78 @@ void moments(const TensorList& tensors, const py::object& table, const py::objec
                 tensors.device_id(), stream);
 }
 
-// One call for the gradients of an ordinary step: whether they are measured. They are not, and
-// nothing is written, where they lie elsewhere than on the CPU, or somebody has to look at one.
-bool measure(const py::sequence& parameters, const py::object& table, const py::object& out,
-             const ClipArguments& clip_arguments, int threads) {
-  const TensorList gradients(parameters, true);
-  if (gradients.present() == 0 || gradients.on_cuda() || !gradients.irregular().empty() ||
-      !gradients.repeated().empty()) {
+// Rows of a window on the CPU that ordinary steps are measured into, checked once for all of them.
+struct WindowRows {
+  py::object tables;
+  py::object decisions;
+  ClipArguments clip;  // these three hold the memory that the rest points to
+  ClipRequest request;
+  double* tables_at;
+  double* decisions_at;
+  int64_t places;
+  int64_t count;
+};
+
+constexpr char kWindowRows[] = "gradstat.WindowRows";
+
+// Whether the gradients are measured. They are not, and nothing is written, where they lie
+// elsewhere than on the CPU, or somebody has to look at one.
+bool measure(const WindowRows& rows, PyObject* parameters, int64_t place, int threads) {
+  const TensorList gradients(py::reinterpret_borrow<py::sequence>(parameters), true);
+  if (gradients.size() != rows.count || gradients.present() == 0 || gradients.on_cuda() ||
+      !gradients.irregular().empty() || !gradients.repeated().empty()) {
     return false;
   }
-  ClipArguments clip = clip_arguments;
-  clip.out = out;
-  clip.grad_scale = clip.found_inf = py::none();
-  moments(gradients, table, py::none(), &clip, py::none(), py::none(), threads);
+  if (place < 0 || place >= rows.places) throw std::invalid_argument("the window has no such row");
+  ClipRequest request = rows.request;
+  request.out = rows.decisions_at + place * kNumClipOut;
+  double* table = rows.tables_at + place * (rows.count + 1) * kNumColumns;
+  const py::gil_scoped_release_simple no_gil;
+  cpu::moments(gradients.refs().data(), rows.count, table, nullptr, request, threads);
   return true;
+}
+
+PyObject* measure_from_python(PyObject* rows, PyObject* const* arguments, Py_ssize_t count) {
+  try {
+    if (count != 3) throw std::invalid_argument("measure takes parameters, place and threads");
+    const Py_ssize_t place = PyLong_AsSsize_t(arguments[1]);
+    const auto threads = static_cast<int>(PyLong_AsLong(arguments[2]));
+    if (PyErr_Occurred() != nullptr) return nullptr;
+    const auto* at = static_cast<WindowRows*>(PyCapsule_GetPointer(rows, kWindowRows));
+    return PyBool_FromLong(measure(*at, arguments[0], place, threads));
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+// A function of (parameters, place, threads) that measures gradients into these rows. It is plain C
+// with its rows bound to it: once a training step has emptied the caches, pybind11's search for the
+// types of its arguments takes as long as the moments of a small layer.
+py::object measurer(const py::object& tables, const py::object& decisions,
+                    const ClipArguments& clip) {
+  static PyMethodDef method = {
+      "measure", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(measure_from_python)),
+      METH_FASTCALL, nullptr};
+  const auto places = tables.attr("size")(0).cast<int64_t>();
+  const auto n_rows = tables.attr("size")(1).cast<int64_t>();
+  const TensorList on_cpu(py::list(), false);
+  auto rows = std::make_unique<WindowRows>(
+      WindowRows{tables, decisions, clip, {}, nullptr, nullptr, places, n_rows - 1});
+  rows->clip.out = decisions;
+  rows->clip.grad_scale = rows->clip.found_inf = py::none();
+  rows->request = clip_request(rows->clip, on_cpu, rows->count);
+  rows->tables_at = static_cast<double*>(
+      output_memory(tables, "tables", on_cpu, dlpack::kFloat, 64, places * n_rows * kNumColumns));
+  rows->decisions_at = static_cast<double*>(
+      output_memory(decisions, "decisions", on_cpu, dlpack::kFloat, 64, places * kNumClipOut));
+  const py::capsule holder(rows.get(), kWindowRows, [](PyObject* capsule) {
+    delete static_cast<WindowRows*>(PyCapsule_GetPointer(capsule, kWindowRows));
+  });
+  rows.release();
+  return py::reinterpret_steal<py::object>(PyCFunction_New(&method, holder.ptr()));
 }
 
 // The same decision from a finished table on the CPU, for tensors that no kernel reads.
@@ -283,8 +341,7 @@ PYBIND11_MODULE(_native, module) {
              py::arg("histogram") = py::none(), py::arg("clip") = py::none(),
              py::arg("workspace") = py::none(), py::arg("counter") = py::none(),
              py::arg("threads") = 1);
-  module.def("measure", &measure, py::arg("parameters"), py::arg("table"), py::arg("out"),
-             py::arg("clip"), py::arg("threads"));
+  module.def("measurer", &measurer, py::arg("tables"), py::arg("decisions"), py::arg("clip"));
   module.def("run_clip", &run_clip, py::arg("table"), py::arg("clip"), py::arg("count"));
   module.def("moments_workspace_bytes", &moments_workspace_bytes, py::arg("tensors"));
   module.def("scale", &scale, py::arg("tensors"), py::arg("coefficient"), py::arg("per_tensor"),

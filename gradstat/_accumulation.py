@@ -48,6 +48,10 @@ class Accumulation:
         self.__init__()  # type: ignore[misc]
         self.__dict__ |= state
 
+    def is_due(self, step: int) -> bool:
+        """Whether one of the gradients is followed after this many finished steps."""
+        return step % self.STRIDE == 0 or step < self.FIRST
+
     def follow(self, parameters: Sequence[Tensor]) -> None:
         """Follow one of the gradients of a step that has happened, until the next one."""
         for parameter in parameters:

@@ -146,12 +146,14 @@ class Alarms:
 def constant_norm(norms: NDArray[np.float64]) -> float:
     """Return the norm that most of these agree on to 1e-4, NaN where most do not."""
     values = np.sort(norms[np.isfinite(norms) & (norms > 0)])
+    half = len(values) // 2
     if len(values) < STEPS_BETWEEN_LOOKS:
         return float("nan")
-    counts = np.searchsorted(values, values * (1 + _SAME_NORM), "right") - np.arange(len(values))
-    start = int(counts.argmax())
-    if counts[start] <= len(values) // 2:
+    limits = values * (1 + _SAME_NORM)
+    if not (values[half:] <= limits[: len(values) - half]).any():  # so it is in most runs
         return float("nan")
+    counts = np.searchsorted(values, limits, "right") - np.arange(len(values))
+    start = int(counts.argmax())
     return float(np.median(values[start : start + counts[start]]))
 
 

@@ -6,7 +6,6 @@ keep their rows together, so that a row's target stays beside its output.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from copy import copy
 from typing import Any, NamedTuple
@@ -74,9 +73,10 @@ class BatchSample:
                 rows = whole | {"outputs": pair[0], "targets": pair[1]}
                 count = _row_count(pair[0])
         for name, tensor in whole.items():
-            n_rows = _row_count(rows[name]) if count is None else count
             if name == "inputs":
                 n_rows = min(_row_count(tensor), MAX_INPUT_ROWS)
+            else:
+                n_rows = _row_count(rows[name]) if count is None else count
             self.tensors[name] = _sample(tensor, rows[name], n_rows)
 
 
@@ -144,7 +144,9 @@ def _rows_of_pair(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | N
 
 def _row_count(rows: Tensor) -> int:
     """Return how many rows are kept."""
-    return max(1, min(MAX_ROWS, MAX_ELEMENTS // max(math.prod(rows.shape[1:]), 1)))
+    shape = rows.shape
+    n_elements = rows.numel() // shape[0] if shape else 1
+    return max(1, min(MAX_ROWS, MAX_ELEMENTS // n_elements))
 
 
 def _sample(whole: Tensor, rows: Tensor, count: int) -> TensorSample:

@@ -1,6 +1,6 @@
 """Types of the compiled module (csrc/bindings.cpp); contracts stand in csrc/kernels.h."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, type_check_only
 
 from torch import Tensor
@@ -60,9 +60,9 @@ def moments(
     counter: Tensor | None = None,
     threads: int = 1,
 ) -> None: ...
-def measure(
-    parameters: Sequence[Tensor], table: Tensor, out: Tensor, clip: Clip, threads: int
-) -> bool: ...
+def measurer(
+    tables: Tensor, decisions: Tensor, clip: Clip
+) -> Callable[[Sequence[Tensor], int, int], bool]: ...
 def run_clip(table: Tensor, clip: Clip, count: int) -> None: ...
 def moments_workspace_bytes(tensors: TensorList) -> int: ...
 def scale(tensors: TensorList, coefficient: Tensor, per_tensor: bool, threads: int = 1) -> None: ...

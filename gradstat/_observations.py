@@ -131,10 +131,10 @@ class Observations:
                 )
             try:
                 value = first_tensor(given) if of_batch else given
-                if isinstance(value, _NUMBERS):
-                    scalars[name] = float(value)
-                elif isinstance(value, Tensor) and not of_batch and value.numel() == 1:
+                if isinstance(value, Tensor) and not of_batch and value.numel() == 1:
                     scalars[name] = _scalar(value)
+                elif not isinstance(value, Tensor) and isinstance(value, _NUMBERS):
+                    scalars[name] = float(value)
                 elif value is None or not is_probed:
                     continue
                 elif of_batch:

@@ -58,7 +58,7 @@ class Probe:
 
 
 class Probes:
-    """The probes of a run, and which step is the next."""
+    """The probes of a run, and which step is the next; no gradient may be recorded meanwhile."""
 
     def __init__(self) -> None:
         self.kept: list[Probe] = []
@@ -109,10 +109,13 @@ class Probes:
         self.names = names
         if not parameters:
             return
-        self._has_large = any(map(_is_large, parameters))
         lrs = tuple([_frozen(group.get("lr", math.nan)) for group in groups])
-        with _OrNotAtAll(self):
+        self._has_large = any(map(_is_large, parameters))
+        try:
             self._before = _kernels.Copies(self._slices(parameters))
+        except (GradstatError, RuntimeError) as error:  # NotImplementedError is one
+            self._give_up(error)
+        else:
             self.under_way = Probe(step, lrs)
 
     def put_gradients(self, table: Tensor, parameters: Sequence[Tensor]) -> None:
@@ -131,8 +134,10 @@ class Probes:
         before, self._before = self._before, None
         if probe is None or before is None:
             return
-        with _OrNotAtAll(self):
+        try:
             probe.changes = before.changes(self._slices(parameters))
+        except (GradstatError, RuntimeError) as error:
+            self._give_up(error)
         if probe.changes is None:
             return
         self.kept.append(probe)
@@ -140,29 +145,13 @@ class Probes:
             self._stride *= 2
             self.kept = [p for p in self.kept if self.is_due(p.step)]
 
-    def _slices(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        if not self._has_large:
-            return list(parameters)
-        return [_slice(parameter) for parameter in parameters]
+    def _slices(self, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [_slice(parameter) for parameter in parameters] if self._has_large else parameters
 
-
-class _OrNotAtAll:
-    """Gives up probing where parameters cannot be measured: a step must not fail for it."""
-
-    def __init__(self, probes: Probes) -> None:
-        self._probes = probes
-
-    def __enter__(self) -> None:
-        self._was_enabled = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)  # a tenth of the time of the context manager
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
-        torch._C._set_grad_enabled(self._was_enabled)
-        if not isinstance(error, GradstatError | RuntimeError):  # NotImplementedError is one
-            return False
-        self._probes.stop(str(error).split("\n", maxsplit=1)[0])
-        _logger.warning("gradstat probes no step of this run any more: %s", self._probes.failure)
-        return True
+    def _give_up(self, error: Exception) -> None:
+        """Probe no more where parameters cannot be measured: a step must not fail for it."""
+        self.stop(str(error).split("\n", maxsplit=1)[0])
+        _logger.warning("gradstat probes no step of this run any more: %s", self.failure)
 
 
 def _is_large(tensor: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from gradstat.columns import RAW_COLUMNS
 
 _POWERS = {"g": 1.0, "g^2": 2.0}
 """How a column of this unit grows with the gradients; all others are counts."""
-
-
-_CPU = torch.device("cpu")
 
 
 class Histogram(NamedTuple):
@@ -54,9 +51,7 @@ class Recorder:
         self.histogram_every: int | None = None
         """Recorded steps from one to the next whose gradients' magnitudes are counted."""
 
-        self.decision: Tensor | None = None
-        """Decision on the step under way or the newest; None where it was not measured."""
-
+        self._has_measured = False
         self.histogram: Histogram | None = None
         """Magnitudes of the gradients of that step, where they are counted."""
 
@@ -67,11 +62,17 @@ class Recorder:
         self._powers: Tensor | None = None
         self._weights: Tensor | None = None
         self._before: list[Tensor] = []
+        self._measure: _kernels.Measure | None = None
+        self._program: Any = None
+        """That of `_measure`, which is made anew with each one and for each window."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_measure": None, "_program": None}  # a copy is for reading
 
     def begin(self, parameters: Sequence[Tensor]) -> None:
         """Start a step, before a closure can have changed the parameters."""
         self.is_recording = self.step % self.every == 0
-        self.decision = self.histogram = None
+        self._has_measured, self.histogram = False, None
         if self.wants_weights and self.is_recording:
             self._weights = _table(parameters)
             if self.wants_updates:
@@ -102,6 +103,7 @@ class Recorder:
                 weights=self.wants_weights,
                 updates=self.wants_updates,
             )
+        self._measure = self._program = None
         self._scratch = (torch.zeros_like(window.tables[0]), torch.zeros_like(window.decisions[0]))
         powers = [_POWERS.get(column.unit, 0.0) for column in RAW_COLUMNS]
         self._powers = torch.tensor(powers, dtype=torch.float64, device=device)
@@ -112,16 +114,44 @@ class Recorder:
         assert self._scratch is not None
         return self.window.rows(self.step + 1) if self.is_recording else self._scratch
 
-    def host_rows(self, names: Sequence[str]) -> tuple[Tensor, Tensor] | None:
-        """Return `rows` where they lie on the CPU and are of this very tuple of names."""
-        window = self.window
-        if window is None or window.names is not names or window.device != _CPU:
-            return None
-        return window.rows(self.step + 1) if self.is_recording else self._scratch
+    def measure(self, parameters: Sequence[Tensor], names: Sequence[str], program: Any) -> bool:
+        """Measure the gradients of an ordinary step at once, and keep them.
 
-    def keep(self, decision: Tensor) -> None:
+        Args:
+            parameters: Those with the gradients.
+            names: Their names.
+            program: What the kernel runs.
+
+        Returns:
+            Whether it is done. It is not, and nothing is written, where the step is not recorded,
+            where the window does not lie on the CPU or is of another tuple of names, and where
+            `_kernels.measurer` does not measure them.
+        """
+        window = self.window
+        if window is None or window.names is not names or not self.is_recording:
+            return False
+        if self._program is not program:
+            self._program = program
+            self._measure = _kernels.measurer(window.tables.data, window.decisions.data, program)
+        if self._measure is None:
+            return False
+        place = window.place(self.step + 1)
+        if not self._measure(parameters, place, torch.get_num_threads()):
+            return False
+        self.keep()
+        return True
+
+    @property
+    def decision(self) -> Tensor | None:
+        """Decision on the step under way or the newest; None where it was not measured."""
+        if not self._has_measured or self.window is None or self._scratch is None:
+            return None
+        window = self.window
+        return window.decisions[window.newest] if self.is_recording else self._scratch[1]
+
+    def keep(self) -> None:
         """Count what has been written to the rows of the step."""
-        self.decision = decision
+        self._has_measured = True
         if self.is_recording and self.window is not None:
             self.window.open(self.step + 1)
             if self.wants_weights:

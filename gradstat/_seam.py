@@ -90,13 +90,14 @@ class Seam:
         self._skipped: bool | None = False
         self._is_stepping = False
         self._has_nested = False
+        self._has_only_measured = False
         self._is_phantom = False
         self._has_failed = False
         self._saved: dict[str, Any] | None = None
         # Nobody can trace into the kernels: a compiled step calls these as they are. Not bound, or
         # the cycle would keep the model's memory until the garbage collector comes by.
-        self._before_untraced = _untraced(Seam._before)
-        self._after_untraced = _untraced(Seam._after)
+        self._before_untraced = _untraced(Seam.before_step)
+        self._after_untraced = _untraced(Seam.after_step)
         after = optimizer.register_step_post_hook(self.after_step)
         # Before the hooks of others: they find gradients as they would without gradstat.
         optimizer._optimizer_step_post_hooks.move_to_end(after.id, last=False)  # type: ignore[attr-defined]
@@ -131,23 +132,12 @@ class Seam:
 
     # ---- the step --------------------------------------------------------------------------------
 
-    def before_step(self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Measure now, or after the closure where there is one."""
-        if torch.compiler.is_compiling():
-            return self._before_untraced(self, optimizer, args, kwargs, compiled=True)
-        return self._before(optimizer, args, kwargs)
-
-    def after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Give back what was borrowed and count the step."""
-        del args, kwargs
-        if torch.compiler.is_compiling():
-            self._after_untraced(self, optimizer)
-        else:
-            self._after(optimizer)
-
-    def _before(
+    def before_step(
         self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any], compiled: bool = False
     ) -> Any:
+        """Measure now, or after the closure where there is one."""
+        if torch.compiler.is_dynamo_compiling():
+            return self._before_untraced(self, optimizer, args, kwargs, compiled=True)
         self._has_nested = self._is_stepping and steps_under_way(optimizer) > 1
         if self._has_nested:
             return None
@@ -155,7 +145,7 @@ class Seam:
         if self._loan.is_out:  # the last step raised, and somebody keeps the exception
             self._loan.forget_gradients()
             self._loan.give_back()
-        self._skipped = False
+        self._skipped = self._has_only_measured = False
         self._parameters = self.watched.parameters(optimizer.param_groups)
         self._is_phantom = "closure" in kwargs and _is_phantom(optimizer, kwargs, self._parameters)
         if self._is_phantom or self._has_failed:
@@ -171,10 +161,54 @@ class Seam:
             else:
                 kwargs = {**kwargs, "closure": measured}
             return (args if compiled else Held.of(args, self._loan, optimizer)), kwargs
+        self._has_only_measured = self._only_measures(optimizer)
+        if self._has_only_measured:
+            return None
         self._attempt(self._begin_and_measure, optimizer)
         if self._loan.is_out and not compiled:
             return Held.of(args, self._loan, optimizer), kwargs
         return None
+
+    def after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Give back what was borrowed and count the step."""
+        if torch.compiler.is_dynamo_compiling():
+            self._after_untraced(self, optimizer, args, kwargs)
+            return
+        if self._has_nested and steps_under_way(optimizer) > 1:
+            return
+        self._is_stepping = self._has_nested = False
+        if self._loan.is_out:
+            self._loan.end_step()
+        if self._is_phantom:
+            return
+        self._recorder.step += 1
+        parameters, self._parameters = self._parameters, []
+        if not self._only_counts():
+            self._attempt(self._look_back, parameters)
+        self.monitor.end_step()
+
+    def _only_measures(self, optimizer: Optimizer) -> bool:
+        """Measure the gradients if nothing else is due in this step; return whether that was done.
+
+        Most steps of a run that is only watched are such ones, and small: what they cost is the
+        Python around them. Where it fails `_begin_and_measure` comes next, and fails the same way.
+        """
+        recorder, clipper = self._recorder, self._clipper
+        if (
+            not self._only_watches
+            or clipper.acts
+            or self._accumulation.is_following
+            or recorder.wants_weights
+            or self._probes.under_way is not None
+            or self._probes.is_due(recorder.step + 1)
+            or getattr(optimizer, "found_inf", None) is not None
+        ):
+            return False
+        try:
+            recorder.begin(())
+            return self._measures(optimizer)
+        except Exception:
+            return False
 
     def _begin(self, optimizer: Optimizer) -> None:
         if self._accumulation.is_following:
@@ -201,18 +235,17 @@ class Seam:
 
         return measured_closure
 
-    def _after(self, optimizer: Optimizer) -> None:
-        if self._has_nested and steps_under_way(optimizer) > 1:
-            return
-        self._is_stepping = self._has_nested = False
-        if self._loan.is_out:
-            self._loan.end_step()
-        if self._is_phantom:
-            return
-        self._recorder.step += 1
-        parameters, self._parameters = self._parameters, []
-        self._attempt(self._look_back, parameters)
-        self.monitor.end_step()
+    def _only_counts(self) -> bool:
+        """Count the step for the activations if nothing else is to do after it; return whether."""
+        step, activations = self._recorder.step, self._activations
+        if (
+            not self._has_only_measured
+            or step >= self.alarms.next_look
+            or self._accumulation.is_due(step)
+            or self._overflows.scaler is not None
+        ):
+            return False
+        return activations is None or activations.only_counts_step()
 
     def _look_back(self, parameters: list[Tensor]) -> None:
         """Measure what the step has done."""
@@ -223,7 +256,7 @@ class Seam:
             recorder.finish(parameters)
         if self._probes.under_way is not None:
             self._probes.finish(parameters)
-        if recorder.step < Accumulation.FIRST or recorder.step % Accumulation.STRIDE == 0:
+        if self._accumulation.is_due(recorder.step):
             self._accumulation.follow(parameters)
         if self._activations is not None:
             self._activations.step()
@@ -289,7 +322,7 @@ class Seam:
         )
         if bins is not None:
             recorder.histogram = Histogram(bins, grad_scale)
-        recorder.keep(out)
+        recorder.keep()
         if grad_scale is not None and (is_looked_at or clipper.has_rest):
             recorder.unscale(table, grad_scale)
         if is_probed:
@@ -316,18 +349,16 @@ class Seam:
 
     def _measures(self, optimizer: Optimizer) -> bool:
         """Measure these gradients at once, as can be done in most steps; return whether it was."""
-        recorder, parameters = self._recorder, self._parameters
-        rows = recorder.host_rows(self.watched.names)
+        recorder = self._recorder
         if (
-            rows is None
-            or (recorder.histogram_every is not None and recorder.wants_histogram)
+            (recorder.histogram_every is not None and recorder.wants_histogram)
             or getattr(optimizer, "grad_scale", None) is not None
-            or not _kernels.measure_gradients(parameters, *rows, self._clipper.program)
+            or not recorder.measure(self._parameters, self.watched.names, self._clipper.program)
         ):
             return False
-        recorder.keep(rows[1])
-        if self._probes.under_way is not None:
-            self._probes.put_gradients(rows[0], parameters)
+        if self._probes.under_way is not None and recorder.window is not None:
+            window = recorder.window
+            self._probes.put_gradients(window.tables[window.newest], self._parameters)
         return True
 
     def _found_inf_for(self, optimizer: Optimizer, device: torch.device) -> Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,24 +18,29 @@ class Ring:
     """Rows of equal shape, fp64, found by a number that keeps rising."""
 
     def __init__(self, length: int, shape: tuple[int, ...], device: torch.device) -> None:
+        self.length = length
         self._all = torch.zeros((length, *shape), dtype=torch.float64, device=device)
-        self.rows = self._all.unbind(0)
-        """Each of them, in the order of memory: number n lies at n modulo their count."""
+
+    @cached_property
+    def rows(self) -> tuple[Tensor, ...]:
+        """Each of them, in the order of memory: number n lies at n modulo the length.
+
+        Made at the first look, all at once: one by one a cold step takes ten times as long for it.
+        """
+        return self._all.unbind(0)
 
     def __getitem__(self, number: int) -> Tensor:
-        return self.rows[number % len(self.rows)]
+        return self.rows[number % self.length]
 
     def move(self, device: torch.device) -> None:
         """Continue on another device."""
-        self._all = self._all.to(device)
-        self.rows = self._all.unbind(0)
+        self.__setstate__(self._all.to(device))
 
     def __getstate__(self) -> Tensor:
         return self._all  # pickle would write all of it for every row
 
     def __setstate__(self, state: Tensor) -> None:
-        self._all = state
-        self.rows = state.unbind(0)
+        self.__dict__ = {"length": len(state), "_all": state}
 
     @property
     def data(self) -> Tensor:
@@ -55,7 +61,7 @@ class Ring:
 
     def _in_order(self, rows: Tensor, newest: int, count: int) -> NDArray[np.float64]:
         host: NDArray[np.float64] = rows.cpu().numpy()
-        return host[np.arange(newest - count + 1, newest + 1) % len(self.rows)]
+        return host[np.arange(newest - count + 1, newest + 1) % self.length]
 
 
 class Window:
@@ -91,10 +97,14 @@ class Window:
         self.newest = 0
         """Number of the newest row of every ring."""
 
+    def place(self, step: int) -> int:
+        """Return where in the rings' memory a step's rows lie; they count once it is opened."""
+        newest = self.newest if self.steps and self.steps[-1] == step else self.newest + 1
+        return newest % self.tables.length
+
     def rows(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return where a step's table and decision go; they count once the step is opened."""
-        place = self.newest if self.steps and self.steps[-1] == step else self.newest + 1
-        place %= len(self.tables.rows)  # not by the ring: this is done in every step
+        """Return where a step's table and decision go."""
+        place = self.place(step)
         return self.tables.rows[place], self.decisions.rows[place]
 
     def open(self, step: int) -> None:

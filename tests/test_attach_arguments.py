@@ -46,19 +46,25 @@ def test_a_watcher_reads_gradients_on_recorded_steps_only(monkeypatch: pytest.Mo
     model = make_model()
     optimizer = gradstat.attach(sgd(model), model, every=3)
     reads: list[int] = []
-    gather, measure = _kernels.gather, _kernels.measure_gradients
+    gather, make = _kernels.gather, _kernels.measurer
 
     def gathered(*args: Any, **options: Any) -> Any:
         if options.get("take_grad"):
             reads.append(monitor_of(optimizer).step + 1)
         return gather(*args, **options)
 
-    def measured(*args: Any) -> bool:
-        reads.append(monitor_of(optimizer).step + 1)
-        return measure(*args)
+    def made(*args: Any) -> Any:
+        measure = make(*args)
+        assert measure is not None
+
+        def measured(*args: Any) -> bool:
+            reads.append(monitor_of(optimizer).step + 1)
+            return measure(*args)
+
+        return measured
 
     monkeypatch.setattr(_kernels, "gather", gathered)
-    monkeypatch.setattr(_kernels, "measure_gradients", measured)
+    monkeypatch.setattr(_kernels, "measurer", made)
     train(model, optimizer, 18)
     recorded = {1, 4, 7, 10, 13, 16}
     probed = {1, 2, 3, 4, 8, 16}

@@ -313,3 +313,15 @@ def test_a_compiled_step_takes_a_closure() -> None:
     assert monitor_of(optimizer).total_norm == pytest.approx(grad_norm(model))
     assert math.isfinite(monitor_of(optimizer).total_norm)
     torch._dynamo.reset()
+
+
+def test_a_probed_step_with_a_closure_among_steps_without_is_measured_whole() -> None:
+    model = make_model()
+    optimizer = gradstat.attach(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    for step in range(1, 9):
+        if step == 8:
+            optimizer.step(closure_for(model, optimizer, seed=step))
+        else:
+            backward(model, seed=step)
+            optimizer.step()
+    assert list(monitor_of(optimizer).evidence().probes.steps) == [1, 2, 3, 4, 8]

@@ -7,7 +7,9 @@ import math
 import pytest
 import reference
 import torch
-from kernel_calls import run_moments, sample
+from kernel_calls import clip_to, run_moments, sample
+
+from gradstat import _native
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -63,3 +65,30 @@ def test_rules_of_the_coefficient(cpu_variant, value, max_norm, norm, coefficien
     result = run_moments([torch.tensor([value])], max_norm=max_norm)
     assert result.norm == pytest.approx(norm, abs=0, nan_ok=True)
     assert result.coefficient == coefficient
+
+
+def test_a_measurer_writes_one_row_of_a_window_or_nothing() -> None:
+    parameters = [torch.nn.Parameter(torch.ones(size)) for size in (3, 5)]
+    for parameter in parameters:
+        parameter.grad = 2 * torch.ones_like(parameter)
+    tables = torch.full((4, 3, _native.NUM_COLUMNS), -7.0, dtype=torch.float64)
+    decisions = torch.full((4, _native.NUM_CLIP_OUT), -7.0, dtype=torch.float64)
+    measure = _native.measurer(tables, decisions, clip_to(math.inf, 2))
+    untouched = tables.clone()
+    gradient, parameters[1].grad = parameters[1].grad, torch.ones(10)[::2]
+    assert not measure(parameters, 2, 1)  # no kernel reads one with gaps
+    parameters[1].grad = gradient
+    assert not measure(parameters[:1], 2, 1)
+    assert not measure([parameters[0]] * 2, 2, 1)
+    for place in (-1, 4):
+        with pytest.raises(RuntimeError, match="no such row"):
+            measure(parameters, place, 1)
+    with pytest.raises(RuntimeError, match="parameters, place and threads"):
+        measure(parameters)  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        measure(None, 2, 1)  # type: ignore[arg-type]
+    assert torch.equal(tables, untouched)
+    assert measure(parameters, 2, 1)
+    assert torch.equal(tables[2], run_moments([p.grad for p in parameters]).table)
+    assert decisions[2, 0] == pytest.approx(math.sqrt(32))
+    assert torch.equal(tables[[0, 1, 3]], untouched[[0, 1, 3]])

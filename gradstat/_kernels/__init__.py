@@ -28,9 +28,10 @@ from gradstat._kernels.compiled import (
 )
 from gradstat._kernels.copies import Copies
 from gradstat._kernels.reading import (
+    Measure,
     Norm,
     make_clip,
-    measure_gradients,
+    measurer,
     moments,
     moments_and_clip,
     total_norm,
@@ -58,6 +59,7 @@ __all__ = [
     "ClipStep",
     "Copies",
     "KernelConfig",
+    "Measure",
     "NameOf",
     "Nonfinite",
     "Norm",
@@ -68,7 +70,7 @@ __all__ = [
     "gather",
     "kernel_config",
     "make_clip",
-    "measure_gradients",
+    "measurer",
     "moments",
     "moments_and_clip",
     "scale",

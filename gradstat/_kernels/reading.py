@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,22 +204,26 @@ def moments_and_clip(
     return bins
 
 
-def measure_gradients(
-    parameters: Sequence[Tensor], table: Tensor, decision: Tensor, clip: Any
-) -> bool:
-    """Do `gather` and `moments_and_clip` for the gradients of an ordinary step, in one call.
+Measure = Callable[[Sequence[Tensor], int, int], bool]
+
+
+def measurer(tables: Tensor, decisions: Tensor, clip: Any) -> Measure | None:
+    """Return what does `gather` and `moments_and_clip` for an ordinary step, in one call.
 
     Args:
-        parameters: Those with the gradients.
-        table: fp64 (size + 1, 12) on the CPU, written.
-        decision: fp64 of ``NUM_CLIP_OUT`` values on the CPU, written.
+        tables: fp64 (places, size + 1, 12) on the CPU, to be written.
+        decisions: fp64 (places, ``NUM_CLIP_OUT``) on the CPU, to be written.
         clip: From `make_clip`, with ``state`` set.
 
     Returns:
-        Whether it is done. It is not, and nothing is written, where there is no gradient, where one
-        does not lie on the CPU or cannot be read as it is, and where a parameter stands twice.
+        A function of the parameters with the gradients, the place that their table and decision go
+        to, and the number of threads. It returns whether it is done. It is not, and nothing is
+        written, where there is no gradient, where one does not lie on the CPU or cannot be read as
+        it is, and where a parameter stands twice. None where the tables do not lie on the CPU.
     """
-    return _native.measure(parameters, table, decision, clip, torch.get_num_threads())
+    if tables.device.type != "cpu":
+        return None
+    return _native.measurer(tables, decisions, clip)
 
 
 def units(

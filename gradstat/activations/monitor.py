@@ -138,9 +138,7 @@ class ActivationMonitor:
 
     def step(self) -> None:
         """Count a step; calls of the model are not counted any more. Does not synchronise."""
-        if self._wait > 1 and not (self._handles or self._counts_calls):  # nothing is on the model
-            self._steps += 1
-            self._wait -= 1
+        if self.only_counts_step():
             return
         if getattr(self._local, "watcher", None) is not None:
             self._end_interrupted()
@@ -152,6 +150,14 @@ class ActivationMonitor:
                 self._take_off()
         elif not self._handles and not self._has_ended:
             self._put_on()
+
+    def only_counts_step(self) -> bool:
+        """Count a step if nothing is on the model, nor will be in the next; return whether."""
+        if self._wait <= 1 or self._handles or self._counts_calls:
+            return False
+        self._steps += 1
+        self._wait -= 1
+        return True
 
     def count_steps(self) -> None:
         """Let steps be what `step` counts, from the one under way. Does not synchronise."""
