@@ -149,6 +149,8 @@ class Exploding(Rule):
         run = case.run
         if case.learns and case.has_scale:
             return
+        if run.loss is not None and len(run.loss) and not np.isfinite(run.loss.values[0]):
+            return  # no gradient has led to that
         steps = np.concatenate([run.probes.steps, run.recent_steps])
         norms = np.concatenate([run.probes.total_norms, run.decisions[:, 0]])
         norms = norms[np.argsort(steps, kind="stable")]
