@@ -550,3 +550,12 @@ def test_attention_of_ones_own_without_places_sees_no_order(places: bool) -> Non
     model = OwnAttention(places)
     monitor = train(model, (x, (x[:, 0] > x[:, 1]).long()), functional.cross_entropy, steps=20)
     assert Case(monitor.evidence()).sees_no_order != places
+
+
+@pytest.mark.parametrize("see", [("loss",), ()])
+def test_gradients_that_grow_into_nan_come_of_the_learning_rate(see: tuple[str, ...]) -> None:
+    sgd = torch.optim.SGD((model := net(n_out=1)).parameters(), 5.0)
+    monitor = train(model, numbers(), functional.mse_loss, optimizer=sgd, see=see)
+    assert raised(monitor)[0] == "lr-too-high"
+    said = " ".join(finding.explanation for finding in monitor.diagnose())
+    assert "the loss is finite" not in said

@@ -240,12 +240,13 @@ class Nonfinite(Rule):
             ((known < first_loss) & (known > first_loss - self.soon)).any()
         )
         at = np.asarray((counts[bad_steps] > 0).any(axis=0))
+        is_loss_finite = loss is not None and first_loss is None
         yield Finding(
             "nonfinite-gradient",
             "error",
-            0.93 if first_loss is None or spoilt else 0.75,
+            0.93 if is_loss_finite or spoilt else 0.75,
             "gradients hold NaN or Inf"
-            + (" while the loss is finite" if first_loss is None else "")
+            + (" while the loss is finite" if is_loss_finite else "")
             + (" in the last steps of a loss that is still finite" if spoilt else ""),
             (
                 "look for sqrt, log, norm or division at 0 in the loss: add an epsilon inside",
