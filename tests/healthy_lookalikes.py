@@ -183,6 +183,18 @@ def _() -> gradstat.Monitor:
     return train(net(n_out=1), (x, 0.05 + 0.9 * y), bce_logits)
 
 
+@like("ClampedProbabilities")
+def _() -> gradstat.Monitor:
+    """Probabilities that a loss of one's own keeps away from 0 and 1."""
+    x, y = binary()
+
+    def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+        p = outputs.clamp(1e-6, 1 - 1e-6)
+        return -(targets * p.log() + (1 - targets) * (1 - p).log()).mean()
+
+    return train(nn.Sequential(*net(n_out=1), nn.Sigmoid()), (x, y), loss_fn)
+
+
 @like("LogitsAsLogProbabilities")
 def _() -> gradstat.Monitor:
     return train(nn.Sequential(*net(), nn.LogSoftmax(-1)), classes(), functional.nll_loss)

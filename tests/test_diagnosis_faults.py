@@ -478,3 +478,84 @@ def test_a_model_without_any_bias_is_said_to_have_none() -> None:
     model = nn.Sequential(nn.Linear(2, 24, bias=False), nn.Tanh(), nn.Linear(24, 2, bias=False))
     (found,) = named(train(model, (x, y), functional.cross_entropy), "underfitting")
     assert "bias" in found.explanation
+
+
+@pytest.mark.parametrize("least", [1e-7, 1e-3])
+def test_logits_that_a_loss_clamps_to_probabilities_do_not_fit_it(least: float) -> None:
+    x, y = binary()
+
+    def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+        p = outputs.clamp(least, 1 - least)
+        return -(targets * p.log() + (1 - targets) * (1 - p).log()).mean()
+
+    (found,) = named(train(net(n_out=1), (x, y), loss_fn), "loss-output-mismatch")
+    assert "clamps" in found.explanation
+
+
+def test_a_loss_that_is_nan_before_any_step_does_not_come_of_large_gradients() -> None:
+    x, y = numbers()
+
+    def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+        deviation = outputs[:, 1:]  # of either sign
+        return (deviation.log() + ((targets - outputs[:, :1]) / deviation) ** 2).mean()
+
+    assert raised(train(net(n_out=2), (x, y), loss_fn))[0] == "nonfinite-loss"
+
+
+def test_a_likelihood_that_is_minimised_falls_faster_and_faster() -> None:
+    x, y = numbers()
+
+    def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+        error = (targets - outputs[:, :1]) / outputs[:, 1:].exp()
+        return (-outputs[:, 1:] - 0.5 * error**2).mean()
+
+    model = net(n_out=2)
+    adam = torch.optim.Adam(model.parameters(), 1e-3)
+    monitor = train(model, (x, y), loss_fn, optimizer=adam, steps=150, see=("loss",))
+    assert raised(monitor)[0] == "diverging-loss"
+
+
+def test_outputs_that_a_loss_only_pulls_together_collapse() -> None:
+    x, _ = numbers()
+
+    def together(outputs: Tensor, _: Tensor) -> Tensor:
+        return functional.mse_loss(outputs, outputs.roll(1, 0))
+
+    see = ("inputs", "outputs", "loss")
+    monitor = train(net(), (x, x), together, steps=500, see=see)
+    assert raised(monitor) == ["constant-predictions"]
+
+
+class OwnAttention(nn.Module):
+    """Attention of one's own over tokens, with a table of places that may go unused."""
+
+    def __init__(self, places: bool) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(8, 16), nn.Embedding(12, 16)
+        self.qkv, self.head = nn.Linear(16, 48), nn.Linear(16, 2)
+        self.uses_places = places
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = self.tokens(x)
+        if self.uses_places:
+            states = states + self.places.weight
+        seen = functional.scaled_dot_product_attention(*self.qkv(states).chunk(3, -1))
+        answer: Tensor = self.head(seen.mean(1))
+        return answer
+
+
+@pytest.mark.parametrize("places", [False, True])
+def test_attention_of_ones_own_without_places_sees_no_order(places: bool) -> None:
+    x = torch.randint(8, (ROWS, 12))
+    model = OwnAttention(places)
+    monitor = train(model, (x, (x[:, 0] > x[:, 1]).long()), functional.cross_entropy, steps=20)
+    assert Case(monitor.evidence()).sees_no_order != places
+
+
+@pytest.mark.parametrize("see", [("loss",), ()])
+def test_gradients_that_grow_into_nan_come_of_the_learning_rate(see: tuple[str, ...]) -> None:
+    sgd = torch.optim.SGD((model := net(n_out=1)).parameters(), 5.0)
+    monitor = train(model, numbers(), functional.mse_loss, optimizer=sgd, see=see)
+    assert raised(monitor)[0] == "lr-too-high"
+    said = " ".join(finding.explanation for finding in monitor.diagnose())
+    assert "the loss is finite" not in said

@@ -50,6 +50,7 @@ RULES: tuple[Rule, ...] = (
     fit.ProbabilitiesAsLogits(),
     fit.CutLogits(),
     fit.TargetsBeyondProbability(),
+    fit.ClampedProbabilities(),
     fit.LogitsAsLogProbabilities(),
     fit.Maximised(),
     fit.OneUnitSoftmax(),

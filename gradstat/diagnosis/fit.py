@@ -11,7 +11,7 @@ from gradstat.diagnosis.evidence import Floats
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.medians import median, quantiles
 from gradstat.diagnosis.rule import Case, Rule
-from gradstat.diagnosis.task import are_probabilities
+from gradstat.diagnosis.task import LOSS_TOLERANCE, are_probabilities
 
 SOURCE = "documentation of torch.nn's loss functions; UMLAUT (Schoop et al. 2021)"
 
@@ -197,6 +197,57 @@ class TargetsBeyondProbability(Rule):
                 ("give it 0 and 1: targets = (targets > 0).float()",),
                 0.97,
                 Measure("share of targets outside", outside, threshold=self.beyond),
+            )
+
+
+@dataclass(frozen=True)
+class ClampedProbabilities(Rule):
+    """Numbers beyond 0 and 1 that a binary cross-entropy of one's own clamps to probabilities.
+
+    What is clamped on the wrong side costs the logarithm of the least probability, and gets no
+    gradient.
+    """
+
+    codes = ("loss-output-mismatch",)
+    needs = ("outputs", "targets", "loss")
+
+    beyond: float = 0.1
+    """Share of the outputs beyond 0 or 1, at least."""
+
+    cheapest: float = 4.6
+    """The cost in nats, at least: of a probability of 0.01."""
+
+    dearest: float = 104.0
+    """The same, at most: of the smallest of fp32."""
+
+    batches: int = 5
+    """Batches, at least, most of which give the same cost."""
+
+    def judge(self, case: Case) -> Iterator[Finding]:
+        if case.task.kind != "binary" or case.task.loss is not None:
+            return
+        costs, shares = [], []
+        for batch in case.task.paired:
+            p, targets = batch.outputs, batch.targets
+            if p is None or targets is None or batch.loss is None or not batch.is_whole:
+                continue
+            inside = (p > 0) & (p < 1)
+            right = np.where(targets == 1, p, 1 - p)
+            wrong = int((right <= 0).sum())
+            shares.append(1 - float(inside.mean()))
+            if wrong:
+                costs.append((batch.loss * p.size + np.log(right[inside]).sum()) / wrong)
+        if len(costs) < self.batches:
+            return
+        cost, share = median(costs), float(np.mean(shares))
+        agree = np.mean(np.abs(np.array(costs) - cost) <= LOSS_TOLERANCE * cost)
+        if share > self.beyond and agree > 0.8 and self.cheapest < cost < self.dearest:
+            yield mismatch(
+                "the loss takes the outputs for probabilities and clamps them, as a logit must not "
+                f"be: {share:.0%} lie beyond 0 or 1, where nothing is learnt from",
+                ("use BCEWithLogitsLoss", "or put a sigmoid behind the last layer"),
+                0.95,
+                Measure("share of outputs beyond 0 or 1", share, threshold=self.beyond),
             )
 
 

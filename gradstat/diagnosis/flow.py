@@ -149,6 +149,8 @@ class Exploding(Rule):
         run = case.run
         if case.learns and case.has_scale:
             return
+        if run.loss is not None and len(run.loss) and not np.isfinite(run.loss.values[0]):
+            return  # no gradient has led to that
         steps = np.concatenate([run.probes.steps, run.recent_steps])
         norms = np.concatenate([run.probes.total_norms, run.decisions[:, 0]])
         norms = norms[np.argsort(steps, kind="stable")]
@@ -238,12 +240,13 @@ class Nonfinite(Rule):
             ((known < first_loss) & (known > first_loss - self.soon)).any()
         )
         at = np.asarray((counts[bad_steps] > 0).any(axis=0))
+        is_loss_finite = loss is not None and first_loss is None
         yield Finding(
             "nonfinite-gradient",
             "error",
-            0.93 if first_loss is None or spoilt else 0.75,
+            0.93 if is_loss_finite or spoilt else 0.75,
             "gradients hold NaN or Inf"
-            + (" while the loss is finite" if first_loss is None else "")
+            + (" while the loss is finite" if is_loss_finite else "")
             + (" in the last steps of a loss that is still finite" if spoilt else ""),
             (
                 "look for sqrt, log, norm or division at 0 in the loss: add an epsilon inside",

@@ -42,6 +42,10 @@ class ConstantPredictions(Rule):
     rows: int = 64
     """Rows from which a correlation is seen."""
 
+    collapsed: float = 0.05
+    """Deviation over the rows and loss over the first ones, at most, where nothing but the outputs
+    themselves is compared."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         spreads = list(_spreads(case.run.batches[-max(3, len(case.late)) :]))
         targets = case.task.targets
@@ -57,6 +61,14 @@ class ConstantPredictions(Rule):
             )  # fmt: skip
             return
         spread = median(spreads)
+        if self._collapses(case, spread):
+            yield self._finding(
+                "the outputs become the same for every row, which a loss without targets rewards: "
+                "nothing keeps them apart",
+                Measure("deviation over the rows", spread, "of the outputs' size"),
+                0.6,
+            )
+            return
         is_lucky = case.skill is not None and case.skill > self.skill
         seems_right = case.has_scale and (case.skill is None or is_lucky)
         if spread <= self.varies and not (case.learns and seems_right):
@@ -66,6 +78,13 @@ class ConstantPredictions(Rule):
                         threshold=self.varies),
                 self._confidence(case),
             )  # fmt: skip
+
+    def _collapses(self, case: Case, spread: float) -> bool:
+        if "targets" in case.run.observed or case.loss is None:
+            return False
+        first = median(list(islice(_spreads(case.run.batches), 3)))
+        is_met = 0 <= case.loss.last < self.collapsed * case.loss.first
+        return is_met and spread < self.collapsed * first
 
     def _confidence(self, case: Case) -> float:
         """Return how sure it is that nothing else is the cause: they were alike from the start.

@@ -191,6 +191,10 @@ class Diverging(Rule):
     endless: float = 1e4
     """How many times its first size a loss is below 0, where nothing else is known."""
 
+    faster: float = 2.0
+    """Slope of the last third of a loss below 0 over that of the first, at least, where it falls
+    faster and faster and is none that is known."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         shape = case.loss
         loss = case.run.loss
@@ -202,6 +206,17 @@ class Diverging(Rule):
                 "the loss falls below 0 without end while the outputs grow: it has no lower bound",
                 ("check the loss for a missing maximum, absolute value, square, or its sign",),
                 (Measure("last loss", shape.last, threshold=-self.beneath * _size(shape)),),
+                "a proper loss has a lower bound",
+            )
+            return
+        if shape is not None and self._falls_faster(case, shape):
+            yield Finding(
+                "diverging-loss",
+                "warning",
+                0.7,
+                "the loss falls below 0 faster and faster: it seems to have no lower bound",
+                ("check the sign of the loss: is it to be maximised?",),
+                (Measure("last loss", shape.last, threshold=0.0),),
                 "a proper loss has a lower bound",
             )
             return
@@ -219,6 +234,18 @@ class Diverging(Rule):
         above = self.above_climbing if is_climb else self.above
         if shape.last > above * base and shape.last > shape.best + 4 * shape.noise / 3:
             yield self._finding(shape.last / base, above, shape.rises_steadily)
+
+    def _falls_faster(self, case: Case, shape: Shape) -> bool:
+        assert case.run.loss is not None
+        if shape.last >= 0 or len(case.run.loss) < self.many or case.task.loss is not None:
+            return False
+        tenths = np.array([median(part) for part in np.array_split(case.run.loss.finite, 10)])
+        falls = -np.diff(tenths)
+        return bool(
+            (falls > 0).all()
+            and falls[-1] > 0.9 * falls.max()
+            and falls[-3:].sum() > self.faster * falls[:3].sum()
+        )
 
     def _falls_for_ever(self, case: Case, shape: Shape) -> bool:
         assert case.run.loss is not None

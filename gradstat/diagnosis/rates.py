@@ -134,6 +134,7 @@ class TooHigh(Rule):
         unsettled = (
             shape is not None
             and not case.is_settled
+            and not (shape.last < 0 and shape.still_falls)  # shares of such a loss say little
             and shape.best < got_to * shape.first
             and shape.last > shape.best + shape.noise
         )

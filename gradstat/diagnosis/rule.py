@@ -22,6 +22,9 @@ _STANDS = 0.97
 """Last validation loss over the first, and training over validation loss, from which a loss that
 has fallen has only come down to a guess."""
 
+_OF_ATTENTION = ("attn", "attention", "qkv", "q_proj", "to_q")
+"""What names of weights hold where a model attends without torch's own module."""
+
 _FAR = 1e6
 """How many times the variance of the targets the error is, from which nothing is learnt."""
 
@@ -253,12 +256,18 @@ class Case:
 
     @cached_property
     def sees_no_order(self) -> bool:
-        """Whether the model has attention, and nothing that tells it the places of what it sees."""
-        model = self.run.model
-        if model is None or model.has_tables or len(self.run.embeddings) > 1:
+        """Whether the model has attention, and nothing that tells it the places of what it sees.
+
+        Attention of one's own is known by the usual names of its weights, and a table that is used
+        by its gradient.
+        """
+        run, model = self.run, self.run.model
+        used = np.nan_to_num(run.probes.gradients[:, run.embeddings, ABS_MAX]).any(axis=0)
+        if model is None or model.has_tables or used.sum() > 1:
             return False
         tells = ("Conv", "RNN", "GRU", "LSTM")
         attends = "NonDynamicallyQuantizableLinear" in model.modules  # of MultiheadAttention
+        attends |= any(part in layer.name for layer in run.layers for part in _OF_ATTENTION)
         return attends and not any(name.startswith(tells) for name in model.modules)
 
     @cached_property
