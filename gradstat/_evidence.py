@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradstat import _kernels
-from gradstat._batch_sample import BatchSample, TensorSample
+from gradstat._batch_sample import BATCH_NAMES, MAX_ELEMENTS, BatchSample, TensorSample
 from gradstat._names import modules_of, named_parameters
 from gradstat._observations import Observation
 from gradstat._optimizer_kind import as_number, is_scale_free
@@ -77,10 +77,10 @@ def facts_of(optimizer: Optimizer, watched: Watched, known: Layers) -> Facts:
 def curve_of(observations: Iterable[Observation]) -> Curve:
     """Return scalars as arrays. Synchronises once where some lie on a device."""
     seen = list(observations)
-    steps = np.array([step for step, _ in seen], np.int64)
-    given = [value for _, value in seen]
+    numbers, given = zip(*seen, strict=True) if seen else ((), ())
+    steps = np.fromiter(numbers, np.int64, len(seen))
     if set(map(type, given)) == {float}:
-        return Curve(steps, np.array(given))
+        return Curve(steps, np.fromiter(given, np.float64, len(seen)))
     values = np.array([value if isinstance(value, float) else np.nan for value in given])
     late = [i for i, v in enumerate(given) if isinstance(v, Tensor) and not v.is_meta]
     if late:
@@ -120,7 +120,7 @@ def probes_of(done: Sequence[Probe], n_layers: int) -> Probes:
             some = known[0] if known else torch.empty(0, dtype=torch.float64)
             missing = some.new_full((n_rows + 1, _kernels.NUM_COLUMNS), torch.nan)
             known = [missing if table is None else table for table in tables]
-        columns: Floats = torch.stack([table.T for table in known]).cpu().numpy()
+        columns: Floats = torch.stack(known).mT.contiguous().cpu().numpy()
         return columns.swapaxes(1, 2)[:, :-1]
 
     gradients = stacked([probe.gradients for probe in done], n_layers)
@@ -144,37 +144,63 @@ class BatchArrays:
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[BatchSample, Batch] = WeakKeyDictionary()
 
-    def of(self, samples: Iterable[BatchSample]) -> tuple[Batch, ...]:
-        """Return them as arrays. Where one is new, synchronises as `batch_of` does."""
-        return tuple([self._known.get(s) or self._keep(s) for s in samples])
-
-    def _keep(self, sample: BatchSample) -> Batch:
-        self._known[sample] = batch = batch_of(sample)
-        return batch
+    def of(self, samples: Sequence[BatchSample]) -> tuple[Batch, ...]:
+        """Return them as arrays. Where some are new, synchronises as `batches_of` does."""
+        new = [sample for sample in samples if sample not in self._known]
+        self._known.update(zip(new, batches_of(new), strict=True))
+        return tuple([self._known[sample] for sample in samples])
 
     def __reduce__(self) -> tuple[type[BatchArrays], tuple[()]]:
         return BatchArrays, ()
 
 
-def batch_of(sample: BatchSample) -> Batch:
-    """Return a sample as arrays. Synchronises where it lies on a device."""
-    tensors = sample.tensors
+def batches_of(samples: Sequence[BatchSample]) -> list[Batch]:
+    """Return samples as arrays. Synchronises where they lie on a device."""
+    arrays = [_host_rows([sample.tensors.get(name) for sample in samples]) for name in BATCH_NAMES]
+    batches = []
+    for sample, inputs, outputs, targets in zip(samples, *arrays, strict=True):
+        tensors = sample.tensors
+        shapes, integers = {}, []
+        for name, kept in tensors.items():
+            shapes[name] = kept.shape
+            if _is_integer(kept):
+                integers.append(name)
+        pair = [tensors.get("outputs"), tensors.get("targets")]
+        batches.append(
+            Batch(
+                step=sample.step,
+                inputs=inputs,
+                outputs=outputs,
+                targets=targets,
+                shapes=shapes,
+                integers=frozenset(integers),
+                is_paired=sample.is_paired,
+                is_whole=all([kept is not None and kept.is_whole for kept in pair]),
+                loss=_as_float(sample.loss),
+            )
+        )
+    return batches
 
-    def array(name: str) -> Floats | None:
-        return _to_numpy(tensors[name].rows) if name in tensors else None
 
-    pair = [tensors.get("outputs"), tensors.get("targets")]
-    return Batch(
-        step=sample.step,
-        inputs=array("inputs"),
-        outputs=array("outputs"),
-        targets=array("targets"),
-        shapes={name: kept.shape for name, kept in tensors.items()},
-        integers=frozenset(name for name, kept in tensors.items() if _is_integer(kept)),
-        is_paired=sample.is_paired,
-        is_whole=all(kept is not None and kept.is_whole for kept in pair),
-        loss=_as_float(sample.loss),
-    )
+def _host_rows(samples: Sequence[TensorSample | None]) -> list[Floats | None]:
+    """Return the rows of tensors as arrays; those of a kind are brought to the host together.
+
+    As many at once as one sample may hold: each of them keeps the memory of all.
+    """
+    found: list[Floats | None] = [None] * len(samples)
+    known = {place: kept for place, kept in enumerate(samples) if kept is not None}
+    kinds: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = {}
+    for place, kept in known.items():
+        kind = kept.rows.shape, kept.rows.dtype, kept.rows.device
+        kinds.setdefault(kind, []).append(place)
+    for (shape, *_), places in kinds.items():
+        count = max(1, MAX_ELEMENTS // max(1, shape.numel()))
+        for start in range(0, len(places), count):
+            chosen = places[start : start + count]
+            rows = torch.stack([known[place].rows for place in chosen])
+            for place, array in zip(chosen, _to_numpy(rows), strict=True):
+                found[place] = array
+    return found
 
 
 class Layers:
@@ -293,9 +319,9 @@ def _as_float(loss: float | Tensor | None) -> float | None:
 
 
 def _to_numpy(rows: Tensor) -> Floats:
-    if rows.is_cpu and rows.dtype in _NUMPY and rows.layout is torch.strided:
-        return rows.numpy().astype(np.float64)
-    host: Floats = _real(rows.to_dense() if rows.is_sparse else rows).cpu().numpy()
+    if rows.is_cpu and rows.dtype in _NUMPY:
+        return rows.numpy().astype(np.float64, copy=False)
+    host: Floats = _real(rows).cpu().numpy()
     return host
 
 

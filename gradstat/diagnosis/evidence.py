@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,47 +146,9 @@ class Batch:
     loss: float | None
 
     @cached_property
-    def finite(self) -> frozenset[str]:
-        """Names of the arrays that hold neither NaN nor Inf."""
-        arrays = {"inputs": self.inputs, "outputs": self.outputs, "targets": self.targets}
-        return frozenset(n for n, a in arrays.items() if a is not None and np.isfinite(a).all())
-
-    @cached_property
-    def losses(self) -> dict[str, tuple[float, float, float]]:
-        """What loss functions make of it, as far as computed: mean, sum, standard error of mean."""
+    def facts(self) -> dict[str, Any]:
+        """What has been computed of it, by name; see `samples.of_each`."""
         return {}
-
-    @cached_property
-    def input_sums(self) -> Floats:
-        """Weighted sum of each row of the inputs: the same for rows that are equal, (n,)."""
-        if self.inputs is None or not self.inputs.size:
-            return np.zeros(0)
-        rows = np.ascontiguousarray(self.inputs.reshape(len(self.inputs), -1))
-        sums: Floats = (rows * _weights(rows.shape[1])).sum(-1)
-        return sums
-
-    @cached_property
-    def classes(self) -> Floats:
-        """The targets from 0 on, flat: losses ignore -100 and the like."""
-        flat = np.zeros(0) if self.targets is None else self.targets.ravel()
-        return flat[flat >= 0]
-
-    @cached_property
-    def output_range(self) -> tuple[float, float]:
-        """Smallest and largest output, (Inf, -Inf) where there is none."""
-        if self.outputs is None or not self.outputs.size:
-            return math.inf, -math.inf
-        return float(self.outputs.min()), float(self.outputs.max())
-
-    @cached_property
-    def output_spread(self) -> float | None:
-        """Deviation of the outputs over the rows, over their size; None where it is not known."""
-        outputs = self.outputs
-        if outputs is None or len(outputs) < 4 or "outputs" not in self.finite:
-            return None
-        rows = outputs.reshape(len(outputs), -1)
-        scale = float(np.sqrt(np.mean(rows**2)))
-        return float(rows.std(0).mean()) / scale if scale > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -347,13 +309,6 @@ class Evidence:
         are_matrices = self.dimensions >= 2
         are_matrices[self.embeddings] = False
         return np.flatnonzero(are_matrices)
-
-
-@lru_cache(maxsize=8)
-def _weights(n: int) -> Floats:
-    """Return numbers of like size no few of which add up to others: (n,)."""
-    weights: Floats = 1.5 + np.sin(np.arange(n) + 1.0)
-    return weights
 
 
 def rms(tables: Floats) -> Floats:

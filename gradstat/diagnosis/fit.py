@@ -11,6 +11,7 @@ from gradstat.diagnosis.evidence import Floats
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.medians import median, quantiles
 from gradstat.diagnosis.rule import Case, Rule
+from gradstat.diagnosis.samples import have_nonfinite, range_of_all
 from gradstat.diagnosis.task import are_probabilities
 
 SOURCE = "documentation of torch.nn's loss functions; UMLAUT (Schoop et al. 2021)"
@@ -80,12 +81,12 @@ class ProbabilitiesAsLogits(Rule):
                 0.96,
                 Measure("rows that share a sum of 1", float(len(outputs[0]))),
             )
-        finite = [batch for batch in paired if "outputs" in batch.finite]
+        spoilt = have_nonfinite(paired, "outputs")
+        finite = [batch for batch, is_spoilt in zip(paired, spoilt, strict=True) if not is_spoilt]
         if len(finite) < self.min_samples:
             return
         outputs = [batch.outputs for batch in finite if batch.outputs is not None]
-        lows, highs = zip(*[batch.output_range for batch in finite], strict=True)
-        low, high = min(lows), max(highs)
+        low, high = range_of_all(finite, "outputs")
         ends_so = len(run.sites) > 0 and run.sites[-1].kind in ("sigmoid", "softmax")
         ends_so &= run.model is not None and run.model.modules[-1:] in (("Sigmoid",), ("Softmax",))
         in_range = low >= 0 and high <= 1 and (ends_so or self._is_sigmoid(outputs, high - low))
@@ -147,9 +148,8 @@ class CutLogits(Rule):
         if loss is None or loss.name not in ("cross-entropy", "bce-with-logits"):
             return
         paired = case.task.paired
-        lows, highs = zip(*[batch.output_range for batch in paired], strict=True)
-        low, high = min(lows), max(highs)
-        if (low < 0 and max(-low, high) > 1) or not all("outputs" in b.finite for b in paired):
+        low, high = range_of_all(paired, "outputs")
+        if (low < 0 and max(-low, high) > 1) or any(have_nonfinite(paired, "outputs")):
             return
         outputs = np.concatenate([b.outputs.ravel() for b in paired if b.outputs is not None])
         if len(outputs) < self.min_values:

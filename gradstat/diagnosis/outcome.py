@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 
 from gradstat.diagnosis.curve import Shape
-from gradstat.diagnosis.evidence import Batch
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.medians import median
 from gradstat.diagnosis.rates import shrunk_weights
 from gradstat.diagnosis.rule import Case, Rule
+from gradstat.diagnosis.samples import output_spreads
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class ConstantPredictions(Rule):
     """Rows from which a correlation is seen."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
-        spreads = list(_spreads(case.run.batches[-max(3, len(case.late)) :]))
+        spreads = output_spreads(case.run.batches[-max(3, len(case.late)) :])
         targets = case.task.targets
         if len(spreads) < 3 or (targets.size and (targets == targets[:1]).all()):
             return
@@ -72,7 +71,7 @@ class ConstantPredictions(Rule):
 
         A last layer that starts at 0 makes them so in the first batch alone.
         """
-        if max(islice(_spreads(case.run.batches), 3)) >= self.rounding:
+        if max(output_spreads(case.run.batches)[:3]) >= self.rounding:
             return 0.75
         return 0.85 if any(site.is_dead for site in case.run.sites) else 0.94
 
@@ -115,11 +114,6 @@ class ConstantPredictions(Rule):
             (seen,),
             "UMLAUT (Schoop et al. 2021); Bowman et al. 2016, 1511.06349, section 3.1",
         )
-
-
-def _spreads(batches: Sequence[Batch]) -> Iterator[float]:
-    """Return the deviation over the rows of each batch's outputs, over their size."""
-    return (batch.output_spread for batch in batches if batch.output_spread is not None)
 
 
 @dataclass(frozen=True)

@@ -58,12 +58,6 @@ class Case:
         return rows if is_finite.all() else rows[is_finite.all(-1)]
 
     @cached_property
-    def input_sums(self) -> Floats:
-        """`Batch.input_sums` of all samples: (n,)."""
-        sums = [batch.input_sums for batch in self.run.batches]
-        return np.concatenate(sums) if sums else np.zeros(0)
-
-    @cached_property
     def input_rms(self) -> float:
         """Their root mean square."""
         rows = self.input_rows
