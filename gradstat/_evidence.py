@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cache
+from itertools import repeat
 from operator import is_
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -17,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradstat import _kernels
-from gradstat._batch_sample import BATCH_NAMES, MAX_ELEMENTS, BatchSample, TensorSample
+from gradstat._batch_sample import MAX_ELEMENTS, BatchSample, TensorSample
 from gradstat._names import modules_of, named_parameters
 from gradstat._observations import Observation
 from gradstat._optimizer_kind import as_number, is_scale_free
@@ -63,8 +64,9 @@ def facts_of(optimizer: Optimizer, watched: Watched, known: Layers) -> Facts:
             if module._parameters:
                 kind = type(module).__name__
                 for parameter in module._parameters.values():
-                    if parameter is not None and id(parameter) not in own:  # the first is its owner
-                        own[id(parameter)], owners[id(parameter)] = parameter, kind
+                    key = id(parameter)
+                    if parameter is not None and key not in own:  # the first is its owner
+                        own[key], owners[key] = parameter, kind
         # Names are asked for only where some take no part in the steps.
         all_step = own.keys() <= group_of.keys() and all(p.requires_grad for p in own.values())
         named = [] if all_step else named_parameters(model)
@@ -155,52 +157,49 @@ class BatchArrays:
 
 
 def batches_of(samples: Sequence[BatchSample]) -> list[Batch]:
-    """Return samples as arrays. Synchronises where they lie on a device."""
-    arrays = [_host_rows([sample.tensors.get(name) for sample in samples]) for name in BATCH_NAMES]
-    batches = []
-    for sample, inputs, outputs, targets in zip(samples, *arrays, strict=True):
-        tensors = sample.tensors
-        shapes, integers = {}, []
-        for name, kept in tensors.items():
-            shapes[name] = kept.shape
-            if _is_integer(kept):
-                integers.append(name)
-        pair = [tensors.get("outputs"), tensors.get("targets")]
-        batches.append(
-            Batch(
+    """Return samples as arrays. Synchronises where they lie on a device, once for each kind."""
+    kinds: dict[Hashable, list[BatchSample]] = {}
+    for sample in samples:
+        tensors = sample.tensors.items()
+        kind = tuple([(name, t.rows.shape, t.rows.device, *t[1:]) for name, t in tensors])
+        kinds.setdefault(kind, []).append(sample)
+    found: dict[BatchSample, Batch] = {}
+    for alike in kinds.values():
+        first = alike[0].tensors
+        shapes = {name: kept.shape for name, kept in first.items()}
+        integers = frozenset([name for name, kept in first.items() if _is_integer(kept)])
+        pair = [first.get("outputs"), first.get("targets")]
+        is_whole = all(kept is not None and kept.is_whole for kept in pair)
+        columns = [_host_rows([sample.tensors[name].rows for sample in alike]) for name in first]
+        for sample, *of_each in zip(alike, *columns, strict=True):
+            arrays, ranges = {}, {}
+            for name, (array, low, high) in zip(first, of_each, strict=True):
+                arrays[name], ranges[name] = array, (low, high)
+            found[sample] = Batch(
                 step=sample.step,
-                inputs=inputs,
-                outputs=outputs,
-                targets=targets,
+                inputs=arrays.get("inputs"),
+                outputs=arrays.get("outputs"),
+                targets=arrays.get("targets"),
+                ranges=ranges,
                 shapes=shapes,
-                integers=frozenset(integers),
+                integers=integers,
                 is_paired=sample.is_paired,
-                is_whole=all([kept is not None and kept.is_whole for kept in pair]),
+                is_whole=is_whole,
                 loss=_as_float(sample.loss),
             )
-        )
-    return batches
+    return [found[sample] for sample in samples]
 
 
-def _host_rows(samples: Sequence[TensorSample | None]) -> list[Floats | None]:
-    """Return the rows of tensors as arrays; those of a kind are brought to the host together.
+def _host_rows(tensors: list[Tensor]) -> Iterator[tuple[Floats, float, float]]:
+    """Yield tensors of one shape as arrays, with the smallest and the largest number of each.
 
-    As many at once as one sample may hold: each of them keeps the memory of all.
+    As many are brought at once as one sample may hold: each of them keeps the memory of all.
     """
-    found: list[Floats | None] = [None] * len(samples)
-    known = {place: kept for place, kept in enumerate(samples) if kept is not None}
-    kinds: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = {}
-    for place, kept in known.items():
-        kind = kept.rows.shape, kept.rows.dtype, kept.rows.device
-        kinds.setdefault(kind, []).append(place)
-    for (shape, *_), places in kinds.items():
-        count = max(1, MAX_ELEMENTS // max(1, shape.numel()))
-        for start in range(0, len(places), count):
-            chosen = places[start : start + count]
-            rows = torch.stack([known[place].rows for place in chosen])
-            for place, array in zip(chosen, _to_numpy(rows), strict=True):
-                found[place] = array
-    return found
+    count = max(1, MAX_ELEMENTS // tensors[0].numel())
+    for start in range(0, len(tensors), count):
+        arrays = _to_numpy(torch.stack(tensors[start : start + count]))
+        flat = arrays.reshape(len(arrays), -1)
+        yield from zip(arrays, flat.min(1).tolist(), flat.max(1).tolist(), strict=True)
 
 
 class Layers:
@@ -230,8 +229,8 @@ class Layers:
             names,
             [parameter.shape for parameter in watched],
             [parameter.dtype for parameter in watched],
-            [owners.get(key, "") for key in ids],
-            [group_of[key] for key in ids],
+            list(map(owners.get, ids, repeat(""))),
+            list(map(group_of.__getitem__, ids)),
         )
         if columns != self._columns:
             _, shapes, dtypes, classes, groups = self._columns = columns
@@ -291,20 +290,22 @@ def model_facts(
         stepped: Ids of the optimizer's parameters.
         forgotten: Names of others that have a gradient.
     """
+    kinds = set(map(type, modules))
+    drops = any(issubclass(kind, _DropoutNd) for kind in kinds)
+    n_own = len(stepped & own.keys())
     return ModelFacts(
         modules=tuple([type(module).__name__ for module in modules if not module._modules]),
         n_parameters=sum([p.numel() for p in own.values()]),
         frozen=tuple([name for name, p in named if not p.requires_grad]),
         forgotten=forgotten,
-        n_strangers=len(stepped - own.keys()),
-        n_own=len(stepped & own.keys()),
-        dropout=max([float(m.p) for m in modules if isinstance(m, _DropoutNd)], default=0.0),
-        has_tables=_hold_table(modules),
+        n_strangers=len(stepped) - n_own,
+        n_own=n_own,
+        dropout=max([float(m.p) for m in modules if drops and isinstance(m, _DropoutNd)], default=0.0),
+        has_tables=_hold_table(modules, kinds),
     )
 
 
-def _hold_table(modules: Sequence[nn.Module]) -> bool:
-    kinds = set(map(type, modules))
+def _hold_table(modules: Sequence[nn.Module], kinds: Set[type[nn.Module]]) -> bool:
     own_kinds = {kind for kind in kinds if not kind.__module__.startswith("torch.")}
     held = [t for module in modules if module._buffers for t in module._buffers.values()]
     held += [t for m in modules if type(m) in own_kinds for t in m._parameters.values()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,6 @@ from gradstat.diagnosis.evidence import Floats
 from gradstat.diagnosis.finding import Finding, Measure, Severity
 from gradstat.diagnosis.medians import counted, median
 from gradstat.diagnosis.rule import Case, Rule
-from gradstat.diagnosis.samples import have_nonfinite
 
 _NORMALISES = ("BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "RMSNorm")
 
@@ -27,8 +25,9 @@ class NonfiniteInputs(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         for name, code in (("inputs", "bad-inputs"), ("targets", "bad-targets")):
-            batches = case.run.batches
-            for batch in compress(batches, have_nonfinite(batches, name)):
+            for batch in case.run.batches:
+                if not batch.holds_nonfinite(name):
+                    continue
                 share = 1 - float(np.isfinite(getattr(batch, name)).mean())
                 yield Finding(
                     code,

@@ -88,8 +88,7 @@ class Probes:
     @cached_property
     def total_norms(self) -> Floats:
         """Norm of all gradients together: (p,)."""
-        norms: Floats = np.sqrt(np.nansum(self.gradients[..., L2] ** 2, axis=1))
-        return norms
+        return norms(self.gradients[..., L2])
 
     @cached_property
     def update_ratio(self) -> Floats:
@@ -131,6 +130,9 @@ class Batch:
     targets: Floats | None
     """(n,) classes or numbers, or (n, features)."""
 
+    ranges: Mapping[str, tuple[float, float]]
+    """Smallest and largest number of each array; NaN where it holds some."""
+
     shapes: Mapping[str, tuple[int, ...]]
     """Shapes of the whole tensors."""
 
@@ -144,6 +146,11 @@ class Batch:
     """Whether outputs and targets are all there, so that the loss can be computed again."""
 
     loss: float | None
+
+    def holds_nonfinite(self, name: str) -> bool:
+        """Whether NaN or Inf is in an array."""
+        low, high = self.ranges.get(name, (0.0, 0.0))
+        return not (math.isfinite(low) and math.isfinite(high))
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -282,6 +289,16 @@ class Evidence:
         return np.array([len(layer.shape) for layer in self.layers], np.int64)
 
     @cached_property
+    def epsilons(self) -> Floats:
+        """Distance from 1 to the next number of each parameter's dtype: (layers,)."""
+        return np.array([layer.epsilon for layer in self.layers])
+
+    @cached_property
+    def recurrent(self) -> list[int]:
+        """Positions of the weights that a recurrent network's state is multiplied by."""
+        return [i for i, layer in enumerate(self.layers) if "weight_hh" in layer.name]
+
+    @cached_property
     def embeddings(self) -> list[int]:
         """Positions of the tables that rows are picked from.
 
@@ -309,6 +326,14 @@ class Evidence:
         are_matrices = self.dimensions >= 2
         are_matrices[self.embeddings] = False
         return np.flatnonzero(are_matrices)
+
+
+def norms(rows: Floats) -> Floats:
+    """Return the norm of each row without what is NaN: (n,)."""
+    squares = rows**2
+    squares[np.isnan(squares)] = 0.0
+    found: Floats = np.sqrt(squares.sum(axis=1))
+    return found
 
 
 def rms(tables: Floats) -> Floats:

@@ -11,7 +11,7 @@ from gradstat.diagnosis.evidence import Floats
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.medians import median, quantiles
 from gradstat.diagnosis.rule import Case, Rule
-from gradstat.diagnosis.samples import have_nonfinite, range_of_all
+from gradstat.diagnosis.samples import range_of_all
 from gradstat.diagnosis.task import are_probabilities
 
 SOURCE = "documentation of torch.nn's loss functions; UMLAUT (Schoop et al. 2021)"
@@ -55,6 +55,9 @@ class ProbabilitiesAsLogits(Rule):
         paired = [batch for batch in task.paired if batch.outputs is not None]
         if len(paired) < self.min_samples or task.loss is None:
             return
+        finite = [batch for batch in paired if not batch.holds_nonfinite("outputs")]
+        if any(low < 0 < high for low, high in (batch.ranges["outputs"] for batch in finite)):
+            return  # neither probabilities nor their logarithms
         outputs = [batch.outputs for batch in paired if batch.outputs is not None]
         if task.loss.name == "kl-div" and all(map(are_probabilities, outputs)):
             yield mismatch(
@@ -81,8 +84,6 @@ class ProbabilitiesAsLogits(Rule):
                 0.96,
                 Measure("rows that share a sum of 1", float(len(outputs[0]))),
             )
-        spoilt = have_nonfinite(paired, "outputs")
-        finite = [batch for batch, is_spoilt in zip(paired, spoilt, strict=True) if not is_spoilt]
         if len(finite) < self.min_samples:
             return
         outputs = [batch.outputs for batch in finite if batch.outputs is not None]
@@ -149,7 +150,9 @@ class CutLogits(Rule):
             return
         paired = case.task.paired
         low, high = range_of_all(paired, "outputs")
-        if (low < 0 and max(-low, high) > 1) or any(have_nonfinite(paired, "outputs")):
+        if low < 0 and max(-low, high) > 1:
+            return
+        if any(batch.holds_nonfinite("outputs") for batch in paired):
             return
         outputs = np.concatenate([b.outputs.ravel() for b in paired if b.outputs is not None])
         if len(outputs) < self.min_values:
@@ -188,6 +191,9 @@ class TargetsBeyondProbability(Rule):
     def judge(self, case: Case) -> Iterator[Finding]:
         task = case.task
         if task.loss is None or not task.loss.name.startswith("bce") or not task.targets.size:
+            return
+        lowest, highest = range_of_all(task.with_targets, "targets")
+        if 0 <= lowest <= highest <= 1:
             return
         outside = float(((task.targets < 0) | (task.targets > 1)).mean())
         if outside >= self.beyond:
@@ -312,6 +318,9 @@ class OutputRange(Rule):
         task = case.task
         if task.kind != "numbers" or (task.loss is not None and task.loss.factor < 0):
             return
+        lowest, highest = range_of_all(task.with_targets, "targets")
+        if -1e-6 <= lowest <= highest <= 1 + 1e-6:
+            return
         targets = task.targets.ravel()
         if ((targets < -1e-6) | (targets > 1 + 1e-6)).mean() < self.beyond:
             return
@@ -364,7 +373,7 @@ class OutputRange(Rule):
         last = model.modules[-1].lower() if model is not None and model.modules else ""
         if last and last in name.lower():
             return True
-        if (outputs % 1 == 0).all():  # whole numbers come from rounding
+        if (outputs == np.rint(outputs)).all():  # whole numbers come from rounding
             return False
         if name == "ReLU":
             return True

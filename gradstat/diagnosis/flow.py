@@ -280,7 +280,7 @@ class Nonfinite(Rule):
         is_sudden = np.isinf(loss.values[place]) and (
             place == 0 or before.max() < self.sudden * before[0]
         )
-        half = any(layer.epsilon > 1e-4 for layer in case.run.layers)
+        half = (case.run.epsilons > 1e-4).any()
         return Finding(
             "nonfinite-loss",
             "error",

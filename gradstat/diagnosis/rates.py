@@ -208,7 +208,7 @@ class TooHigh(Rule):
         if (run.probes.weight_rms[0, run.matrices] * case.root_fans < self.sound).any():
             return False
         has_reason = len(run.matrices) > self.shallow or case.growth > 0.5
-        has_reason = has_reason or any("weight_hh" in layer.name for layer in run.layers)
+        has_reason = has_reason or len(run.recurrent) > 0
         if has_reason or "targets" in run.observed:
             return False
         sizes = run.probes.gradient_rms[0, run.matrices]

@@ -89,7 +89,7 @@ class ThroughTime(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
-        places = [i for i, layer in enumerate(run.layers) if "weight_hh" in layer.name]
+        places = run.recurrent
         if not places or not len(run.probes.steps):
             return
         n_steps, names = length(case), tuple(run.layers[i].name for i in places)

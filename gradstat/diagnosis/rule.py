@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstat.diagnosis.curve import Shape, shape_of
-from gradstat.diagnosis.evidence import ABS_MAX, L2, Batch, Evidence, Floats
+from gradstat.diagnosis.evidence import ABS_MAX, L2, Batch, Evidence, Floats, norms
 from gradstat.diagnosis.finding import Finding
 from gradstat.diagnosis.medians import median, quantiles
 from gradstat.diagnosis.task import Task
@@ -258,7 +258,7 @@ class Case:
     @cached_property
     def forgets_at_once(self) -> bool:
         """Whether no recurrent weight ever gets a gradient: the state is 0, or is detached."""
-        places = [i for i, layer in enumerate(self.run.layers) if "weight_hh" in layer.name]
+        places = self.run.recurrent
         return bool(places) and bool((self.run.probes.gradients[:, places, ABS_MAX] == 0).all())
 
     @cached_property
@@ -272,10 +272,9 @@ class Case:
         """Update of all weights over all weights, in norm: (p,)."""
         run = self.run
         chosen = run.matrices if len(run.matrices) else np.arange(len(run.layers))
-        moved = np.sqrt(np.nansum(run.probes.updates[..., L2][:, chosen] ** 2, axis=1))
-        weights = np.sqrt(np.nansum(run.probes.weights[..., L2][:, chosen] ** 2, axis=1))
+        moved = norms(run.probes.updates[..., L2][:, chosen])
         with np.errstate(invalid="ignore", divide="ignore"):
-            ratio: Floats = moved / weights
+            ratio: Floats = moved / norms(run.probes.weights[..., L2][:, chosen])
         return ratio
 
     @cached_property

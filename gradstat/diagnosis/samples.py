@@ -43,7 +43,7 @@ def _stacked(
     by_shape: dict[tuple[tuple[int, ...], ...], list[tuple[Batch, list[Floats]]]] = {}
     for batch in batches:
         arrays = [getattr(batch, name) for name in names]
-        if all([array is not None and array.size for array in arrays]):
+        if all(array is not None and array.size for array in arrays):
             shapes = tuple([array.shape for array in arrays])
             by_shape.setdefault(shapes, []).append((batch, arrays))
     for shapes, alike in by_shape.items():
@@ -57,29 +57,12 @@ def _stacked(
             yield list(chosen), stacks
 
 
-def ranges(batches: Sequence[Batch], name: str) -> list[tuple[float, float] | None]:
-    """Return smallest and largest number of an array of each batch; NaN where it holds some."""
-
-    def compute(_: object, stack: Floats) -> Iterable[tuple[float, float]]:
-        flat = stack.reshape(len(stack), -1)
-        return zip(flat.min(1).tolist(), flat.max(1).tolist(), strict=True)
-
-    return of_each(batches, f"range of {name}", (name,), compute)
-
-
 def range_of_all(batches: Sequence[Batch], name: str) -> tuple[float, float]:
     """Return smallest and largest number of an array in all batches; (Inf, -Inf) of none."""
-    known = [(math.inf, -math.inf) if r is None else r for r in ranges(batches, name)]
-    lows, highs = zip(*known, strict=True)
-    return min(lows), max(highs)
-
-
-def have_nonfinite(batches: Sequence[Batch], name: str) -> list[bool]:
-    """Return which batches have an array under this name that holds NaN or Inf."""
-    return [
-        known is not None and not (math.isfinite(known[0]) and math.isfinite(known[1]))
-        for known in ranges(batches, name)
-    ]
+    known = [batch.ranges[name] for batch in batches if name in batch.ranges]
+    return min([low for low, _ in known], default=math.inf), max(
+        [high for _, high in known], default=-math.inf
+    )
 
 
 def output_spreads(batches: Sequence[Batch]) -> list[float]:
@@ -94,10 +77,9 @@ def _output_spreads(batches: Sequence[Batch], stack: Floats) -> list[float | Non
         return [None] * n
     sizes = np.sqrt((stack.reshape(n, -1) ** 2).mean(1)).tolist()
     spreads = stack.reshape(n, n_rows, -1).std(1).mean(1).tolist()
-    unknown = have_nonfinite(batches, "outputs")
     return [
-        None if is_unknown else spread / size if size > 0 else 0.0
-        for is_unknown, spread, size in zip(unknown, spreads, sizes, strict=True)
+        None if batch.holds_nonfinite("outputs") else spread / size if size > 0 else 0.0
+        for batch, spread, size in zip(batches, spreads, sizes, strict=True)
     ]
 
 

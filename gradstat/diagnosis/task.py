@@ -377,7 +377,7 @@ def _values(
     if not elements.size:
         return [_Value()] * len(batches)
     errors = np.full(len(batches), np.nan)
-    if not all([batch.is_whole for batch in batches]):
+    if not all(batch.is_whole for batch in batches):
         errors = elements.std(1) / math.sqrt(elements.shape[1])
     columns = elements.mean(1), elements.sum(1), errors
     return map(_Value, *[column.tolist() for column in columns])
