@@ -300,7 +300,9 @@ def model_facts(
         forgotten=forgotten,
         n_strangers=len(stepped) - n_own,
         n_own=n_own,
-        dropout=max([float(m.p) for m in modules if drops and isinstance(m, _DropoutNd)], default=0.0),
+        dropout=max(
+            [float(m.p) for m in modules if drops and isinstance(m, _DropoutNd)], default=0.0
+        ),
         has_tables=_hold_table(modules, kinds),
     )
 

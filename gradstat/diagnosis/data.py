@@ -221,8 +221,6 @@ class Unshuffled(Rule):
 
     min_batches: int = 6
 
-    min_rows: int = 8
-
     left: float = 0.5
     """Share of a guess's loss that is left in training, from which it does harm."""
 
@@ -234,7 +232,7 @@ class Unshuffled(Rule):
         if task.kind not in ("classes", "binary") or len(task.shares) < 2:
             return
         counts = _class_counts([b.targets for b in task.with_targets if b.targets is not None])
-        counts = counts[counts.sum(1) >= self.min_rows]
+        counts = counts[counts.sum(1) >= 8]
         if len(counts) < self.min_batches:
             return
         pooled = float(_entropies(counts.sum(0)))

@@ -42,12 +42,17 @@ class ConstantPredictions(Rule):
     """Rows from which a correlation is seen."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
+        likeness = self._likeness(case)
+        is_unlike = likeness is not None and likeness < self.alike
+        is_lucky = case.skill is not None and case.skill > self.skill
+        seems_right = case.has_scale and (case.skill is None or is_lucky)
+        if case.learns and seems_right and not is_unlike:
+            return
         spreads = output_spreads(case.run.batches[-max(3, len(case.late)) :])
         targets = case.task.targets
         if len(spreads) < 3 or (targets.size and (targets == targets[:1]).all()):
             return
-        likeness = self._likeness(case)
-        if likeness is not None and likeness < self.alike:
+        if likeness is not None and is_unlike:
             yield self._finding(
                 "the outputs have the targets' mean over all rows, but a row's own output has "
                 "nothing to do with its target: the inputs do not get through",
@@ -56,9 +61,7 @@ class ConstantPredictions(Rule):
             )  # fmt: skip
             return
         spread = median(spreads)
-        is_lucky = case.skill is not None and case.skill > self.skill
-        seems_right = case.has_scale and (case.skill is None or is_lucky)
-        if spread <= self.varies and not (case.learns and seems_right):
+        if spread <= self.varies:
             yield self._finding(
                 "the outputs are the same for every row: the inputs do not get through",
                 Measure("deviation over the rows", spread, "of the outputs' size",

@@ -126,6 +126,8 @@ class Task:
         known = [b for b in known if abs(b.loss or 0.0) > least]
         known = known[:: max(1, len(known) // ENOUGH)]
         for name in LOSSES:
+            if not any(_takes(name, batch.outputs, batch.targets) for batch in known[:3]):  # type: ignore[arg-type]
+                continue
             some = _agreements(known[:3], name)
             if not any(map(any, some)):
                 continue
@@ -271,10 +273,10 @@ def _hits(outputs: Floats, targets: Floats, kind: Kind) -> Floats:
 
 def _picked(values: Floats, targets: Floats) -> Floats:
     """Return each row's value at its class, without rows whose class is ignored."""
-    kept = _have_class(values, targets)
-    if not kept.all():
-        values, targets = values[kept], targets[kept]
-    return np.take_along_axis(values, targets[..., None].astype(int), -1)[..., 0]
+    rows, classes = values.reshape(-1, values.shape[-1]), targets.ravel()
+    kept = np.flatnonzero(_have_class(rows, classes))
+    picked: Floats = rows[kept, classes[kept].astype(int)]
+    return picked
 
 
 def _have_class(values: Floats, targets: Floats) -> NDArray[np.bool_]:
@@ -363,13 +365,17 @@ def _losses(batches: Sequence[Batch], name: str) -> list[_Value]:
     return [_Value() if value is None else value for value in found]
 
 
+def _takes(name: str, outputs: Floats, targets: Floats) -> bool:
+    """Whether a loss function is one of such targets, which are classes or numbers."""
+    return name == "cross-entropy" or (targets.ndim < outputs.ndim) == (name in _BY_CLASS)
+
+
 def _values(
     name: str, batches: Sequence[Batch], outputs: Floats, targets: Floats
 ) -> Iterable[_Value]:
-    has_classes = targets.ndim < outputs.ndim
-    if name != "cross-entropy" and has_classes != (name in _BY_CLASS):
+    if not _takes(name, outputs, targets):
         return [_Value()] * len(batches)
-    if has_classes and len(batches) > 1 and not _have_class(outputs, targets).all():
+    if targets.ndim < outputs.ndim and len(batches) > 1 and not _have_class(outputs, targets).all():
         alone = zip(batches, outputs[:, None], targets[:, None], strict=True)  # rows are left out
         return [value for batch, *rows in alone for value in _values(name, [batch], *rows)]
     with np.errstate(all="ignore"):
