@@ -166,7 +166,7 @@ class UnseenInputs(Rule):
         run = case.run
         if "inputs" in run.observed or case.learns or len(run.matrices) < 2:
             return  # the rows' parts of a single layer's bias cancel in large batches
-        if run.model is None or any("Norm" in name for name in run.model.modules):
+        if run.model is None or run.model.normalises:
             return
         if case.growth < self.faded:
             return

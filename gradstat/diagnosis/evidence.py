@@ -200,6 +200,16 @@ class ModelFacts:
     has_tables: bool = False
     """Whether it holds a parameter or buffer of its own of several rows, as of positions."""
 
+    @cached_property
+    def kinds(self) -> frozenset[str]:
+        """Classes of its modules that have no children."""
+        return frozenset(self.modules)
+
+    @property
+    def normalises(self) -> bool:
+        """Whether one of them is a normalisation."""
+        return any("Norm" in kind for kind in self.kinds)
+
 
 class Site(NamedTuple):
     """A place in the model where an activation function was seen, over a window of steps."""

@@ -342,9 +342,11 @@ class SparseGradients(Rule):
         if len(run.probes.steps) < 4 or not run.layers:
             return
         tables = run.probes.gradients
+        wide = np.flatnonzero(run.dimensions >= 2)
+        zero = np.full(len(run.layers), np.nan)
         with np.errstate(invalid="ignore", divide="ignore"):
-            zero = middle(tables[..., ZEROS] / tables[..., NUMEL], axis=0)
-        often = (zero > self.often) & (run.dimensions >= 2)
+            zero[wide] = middle(tables[:, wide, ZEROS] / tables[:, wide, NUMEL], axis=0)
+        often = zero > self.often
         if not often.any():
             return
         sparse = often & (zero > self.zero)

@@ -389,8 +389,8 @@ class Underfitting(Rule):
         if len(run.matrices) == 1 and self._best_left(case) < self.left_of_one:
             return False  # one that regresses is meant to be linear
         return all(
-            name.startswith(("Linear", "Conv", "Flatten", "Identity", "Dropout", "BatchNorm"))
-            for name in run.model.modules
+            kind.startswith(("Linear", "Conv", "Flatten", "Identity", "Dropout", "BatchNorm"))
+            for kind in run.model.kinds
         )
 
     def _has_no_bias(self, case: Case) -> bool:
@@ -398,8 +398,10 @@ class Underfitting(Rule):
         run = case.run
         if run.model is None or case.learns or run.embeddings or len(run.matrices) < 2:
             return False
+        if (case.left or 0.0) < self.left_without_bias:
+            return False
         sizes = [math.prod(layer.shape) for layer in run.layers]
-        if sum(sizes) < run.model.n_parameters or (case.left or 0.0) < self.left_without_bias:
+        if sum(sizes) < run.model.n_parameters:
             return False
         return all(n > max(la.shape, default=n) for n, la in zip(sizes, run.layers, strict=True))
 

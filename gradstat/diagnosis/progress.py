@@ -424,14 +424,14 @@ class Plateau(Rule):
             return
         if case.is_clipped:  # to next to nothing
             return
+        chance = case.task.chance
+        if chance is not None and shape.last < 0.5 * chance:
+            return
         gradients = middle(run.probes.gradient_rms[:, run.dimensions >= 2], axis=0)
         finite = gradients[np.isfinite(gradients)]
         if not (finite > 0).any():
             return
         biggest = float(np.max(finite))
-        chance = case.task.chance
-        if chance is not None and shape.last < 0.5 * chance:
-            return
         scale = max(abs(shape.last), 1e-12)
         if biggest / scale > self.small:
             return

@@ -252,8 +252,8 @@ class Case:
         if model is None or model.has_tables or len(self.run.embeddings) > 1:
             return False
         tells = ("Conv", "RNN", "GRU", "LSTM")
-        attends = "NonDynamicallyQuantizableLinear" in model.modules  # of MultiheadAttention
-        return attends and not any(name.startswith(tells) for name in model.modules)
+        attends = "NonDynamicallyQuantizableLinear" in model.kinds  # of MultiheadAttention
+        return attends and not any(kind.startswith(tells) for kind in model.kinds)
 
     @cached_property
     def forgets_at_once(self) -> bool:

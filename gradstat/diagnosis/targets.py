@@ -319,6 +319,8 @@ class Contradictions(Rule):
             rows.append(sums[:n])
             classes.append(targets)
         all_sums = np.concatenate(rows)
+        if all_sums.size - n_different(all_sums) < self.min_rows:
+            return
         order = np.argsort(all_sums, kind="stable")
         comes_again = np.diff(all_sums[order]) == 0
         row = np.cumsum(~comes_again)

@@ -228,7 +228,7 @@ class NoUpdate(Rule):
         judged = n_judged >= self.min_probes
         if not judged.any():
             return
-        groups = [layer.group for layer in run.layers]
+        groups = np.array([layer.group for layer in run.layers])
         at_zero = (probes.lrs == 0).mean(0) >= (1.0 if case.learns else self.at_zero)
         by_lr = judged & at_zero[groups]
         if by_lr.any():
@@ -252,7 +252,10 @@ class NoUpdate(Rule):
         if not rounded.any() or has_converged or run.skipped_steps > 0.5 * run.step:
             return
         alive = 1 - probes.slices[..., ZEROS] / probes.slices[..., NUMEL]
-        rounded &= (alive > 0.5) & (probes.lrs > 0)[:, groups]
+        rounded &= alive > 0.5
+        is_on = probes.lrs > 0
+        if not is_on.all():
+            rounded &= is_on[:, groups]
         share = rounded.sum(0) / np.maximum(n_judged, 1)
         matrix = np.zeros(len(run.layers), bool)
         matrix[run.matrices] = True
