@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from functools import cache
 from itertools import repeat
 from operator import is_
@@ -160,8 +160,12 @@ def batches_of(samples: Sequence[BatchSample]) -> list[Batch]:
     """Return samples as arrays. Synchronises where they lie on a device, once for each kind."""
     kinds: dict[Hashable, list[BatchSample]] = {}
     for sample in samples:
-        tensors = sample.tensors.items()
-        kind = tuple([(name, t.rows.shape, t.rows.device, *t[1:]) for name, t in tensors])
+        kind = tuple(
+            [
+                (name, rows.shape, rows.device, shape, dtype, is_whole)
+                for name, (rows, shape, dtype, is_whole) in sample.tensors.items()
+            ]
+        )
         kinds.setdefault(kind, []).append(sample)
     found: dict[BatchSample, Batch] = {}
     for alike in kinds.values():
@@ -170,11 +174,10 @@ def batches_of(samples: Sequence[BatchSample]) -> list[Batch]:
         integers = frozenset([name for name, kept in first.items() if _is_integer(kept)])
         pair = [first.get("outputs"), first.get("targets")]
         is_whole = all(kept is not None and kept.is_whole for kept in pair)
-        columns = [_host_rows([sample.tensors[name].rows for sample in alike]) for name in first]
-        for sample, *of_each in zip(alike, *columns, strict=True):
-            arrays, ranges = {}, {}
-            for name, (array, low, high) in zip(first, of_each, strict=True):
-                arrays[name], ranges[name] = array, (low, high)
+        rows = [_host_rows([sample.tensors[name].rows for sample in alike]) for name in first]
+        columns = [list(zip(*column, strict=True)) for column in zip(*rows, strict=True)]
+        for sample, *of_one in zip(alike, *columns, strict=True):
+            arrays, ranges = [dict(zip(first, values, strict=True)) for values in of_one]
             found[sample] = Batch(
                 step=sample.step,
                 inputs=arrays.get("inputs"),
@@ -190,16 +193,20 @@ def batches_of(samples: Sequence[BatchSample]) -> list[Batch]:
     return [found[sample] for sample in samples]
 
 
-def _host_rows(tensors: list[Tensor]) -> Iterator[tuple[Floats, float, float]]:
-    """Yield tensors of one shape as arrays, with the smallest and the largest number of each.
+def _host_rows(tensors: list[Tensor]) -> tuple[list[Floats], list[tuple[float, float]]]:
+    """Return tensors of one shape as arrays, and the smallest and the largest number of each.
 
     As many are brought at once as one sample may hold: each of them keeps the memory of all.
     """
+    arrays: list[Floats] = []
+    ranges: list[tuple[float, float]] = []
     count = max(1, MAX_ELEMENTS // tensors[0].numel())
     for start in range(0, len(tensors), count):
-        arrays = _to_numpy(torch.stack(tensors[start : start + count]))
-        flat = arrays.reshape(len(arrays), -1)
-        yield from zip(arrays, flat.min(1).tolist(), flat.max(1).tolist(), strict=True)
+        stack = _to_numpy(torch.stack(tensors[start : start + count]))
+        flat = stack.reshape(len(stack), -1)
+        arrays.extend(stack)
+        ranges += zip(flat.min(1).tolist(), flat.max(1).tolist(), strict=True)
+    return arrays, ranges
 
 
 class Layers:
