@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from functools import cache
+from itertools import repeat
 from operator import is_
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -17,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradstat import _kernels
-from gradstat._batch_sample import BatchSample, TensorSample
+from gradstat._batch_sample import MAX_ELEMENTS, BatchSample, TensorSample
 from gradstat._names import modules_of, named_parameters
 from gradstat._observations import Observation
 from gradstat._optimizer_kind import as_number, is_scale_free
@@ -63,8 +64,9 @@ def facts_of(optimizer: Optimizer, watched: Watched, known: Layers) -> Facts:
             if module._parameters:
                 kind = type(module).__name__
                 for parameter in module._parameters.values():
-                    if parameter is not None and id(parameter) not in own:  # the first is its owner
-                        own[id(parameter)], owners[id(parameter)] = parameter, kind
+                    key = id(parameter)
+                    if parameter is not None and key not in own:  # the first is its owner
+                        own[key], owners[key] = parameter, kind
         # Names are asked for only where some take no part in the steps.
         all_step = own.keys() <= group_of.keys() and all(p.requires_grad for p in own.values())
         named = [] if all_step else named_parameters(model)
@@ -77,10 +79,10 @@ def facts_of(optimizer: Optimizer, watched: Watched, known: Layers) -> Facts:
 def curve_of(observations: Iterable[Observation]) -> Curve:
     """Return scalars as arrays. Synchronises once where some lie on a device."""
     seen = list(observations)
-    steps = np.array([step for step, _ in seen], np.int64)
-    given = [value for _, value in seen]
+    numbers, given = zip(*seen, strict=True) if seen else ((), ())
+    steps = np.fromiter(numbers, np.int64, len(seen))
     if set(map(type, given)) == {float}:
-        return Curve(steps, np.array(given))
+        return Curve(steps, np.fromiter(given, np.float64, len(seen)))
     values = np.array([value if isinstance(value, float) else np.nan for value in given])
     late = [i for i, v in enumerate(given) if isinstance(v, Tensor) and not v.is_meta]
     if late:
@@ -120,7 +122,7 @@ def probes_of(done: Sequence[Probe], n_layers: int) -> Probes:
             some = known[0] if known else torch.empty(0, dtype=torch.float64)
             missing = some.new_full((n_rows + 1, _kernels.NUM_COLUMNS), torch.nan)
             known = [missing if table is None else table for table in tables]
-        columns: Floats = torch.stack([table.T for table in known]).cpu().numpy()
+        columns: Floats = torch.stack(known).mT.contiguous().cpu().numpy()
         return columns.swapaxes(1, 2)[:, :-1]
 
     gradients = stacked([probe.gradients for probe in done], n_layers)
@@ -144,37 +146,67 @@ class BatchArrays:
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[BatchSample, Batch] = WeakKeyDictionary()
 
-    def of(self, samples: Iterable[BatchSample]) -> tuple[Batch, ...]:
-        """Return them as arrays. Where one is new, synchronises as `batch_of` does."""
-        return tuple([self._known.get(s) or self._keep(s) for s in samples])
-
-    def _keep(self, sample: BatchSample) -> Batch:
-        self._known[sample] = batch = batch_of(sample)
-        return batch
+    def of(self, samples: Sequence[BatchSample]) -> tuple[Batch, ...]:
+        """Return them as arrays. Where some are new, synchronises as `batches_of` does."""
+        new = [sample for sample in samples if sample not in self._known]
+        self._known.update(zip(new, batches_of(new), strict=True))
+        return tuple([self._known[sample] for sample in samples])
 
     def __reduce__(self) -> tuple[type[BatchArrays], tuple[()]]:
         return BatchArrays, ()
 
 
-def batch_of(sample: BatchSample) -> Batch:
-    """Return a sample as arrays. Synchronises where it lies on a device."""
-    tensors = sample.tensors
+def batches_of(samples: Sequence[BatchSample]) -> list[Batch]:
+    """Return samples as arrays. Synchronises where they lie on a device, once for each kind."""
+    kinds: dict[Hashable, list[BatchSample]] = {}
+    for sample in samples:
+        kind = tuple(
+            [
+                (name, rows.shape, rows.device, shape, dtype, is_whole)
+                for name, (rows, shape, dtype, is_whole) in sample.tensors.items()
+            ]
+        )
+        kinds.setdefault(kind, []).append(sample)
+    found: dict[BatchSample, Batch] = {}
+    for alike in kinds.values():
+        first = alike[0].tensors
+        shapes = {name: kept.shape for name, kept in first.items()}
+        integers = frozenset([name for name, kept in first.items() if _is_integer(kept)])
+        pair = [first.get("outputs"), first.get("targets")]
+        is_whole = all(kept is not None and kept.is_whole for kept in pair)
+        rows = [_host_rows([sample.tensors[name].rows for sample in alike]) for name in first]
+        columns = [list(zip(*column, strict=True)) for column in zip(*rows, strict=True)]
+        for sample, *of_one in zip(alike, *columns, strict=True):
+            arrays, ranges = [dict(zip(first, values, strict=True)) for values in of_one]
+            found[sample] = Batch(
+                step=sample.step,
+                inputs=arrays.get("inputs"),
+                outputs=arrays.get("outputs"),
+                targets=arrays.get("targets"),
+                ranges=ranges,
+                shapes=shapes,
+                integers=integers,
+                is_paired=sample.is_paired,
+                is_whole=is_whole,
+                loss=_as_float(sample.loss),
+            )
+    return [found[sample] for sample in samples]
 
-    def array(name: str) -> Floats | None:
-        return _to_numpy(tensors[name].rows) if name in tensors else None
 
-    pair = [tensors.get("outputs"), tensors.get("targets")]
-    return Batch(
-        step=sample.step,
-        inputs=array("inputs"),
-        outputs=array("outputs"),
-        targets=array("targets"),
-        shapes={name: kept.shape for name, kept in tensors.items()},
-        integers=frozenset(name for name, kept in tensors.items() if _is_integer(kept)),
-        is_paired=sample.is_paired,
-        is_whole=all(kept is not None and kept.is_whole for kept in pair),
-        loss=_as_float(sample.loss),
-    )
+def _host_rows(tensors: list[Tensor]) -> tuple[list[Floats], list[tuple[float, float]]]:
+    """Return tensors of one shape as arrays, and the smallest and the largest number of each.
+
+    As many are brought at once as one sample may hold: each of them keeps the memory of all.
+    """
+    arrays: list[Floats] = []
+    ranges: list[tuple[float, float]] = []
+    count = max(1, MAX_ELEMENTS // tensors[0].numel())
+    for start in range(0, len(tensors), count):
+        stack = _to_numpy(torch.stack(tensors[start : start + count]))
+        flat = stack.reshape(len(stack), -1)
+        arrays.extend(stack)
+        ranges += zip(flat.min(1).tolist(), flat.max(1).tolist(), strict=True)
+    return arrays, ranges
 
 
 class Layers:
@@ -204,8 +236,8 @@ class Layers:
             names,
             [parameter.shape for parameter in watched],
             [parameter.dtype for parameter in watched],
-            [owners.get(key, "") for key in ids],
-            [group_of[key] for key in ids],
+            list(map(owners.get, ids, repeat(""))),
+            list(map(group_of.__getitem__, ids)),
         )
         if columns != self._columns:
             _, shapes, dtypes, classes, groups = self._columns = columns
@@ -265,20 +297,24 @@ def model_facts(
         stepped: Ids of the optimizer's parameters.
         forgotten: Names of others that have a gradient.
     """
+    kinds = set(map(type, modules))
+    drops = any(issubclass(kind, _DropoutNd) for kind in kinds)
+    n_own = len(stepped & own.keys())
     return ModelFacts(
         modules=tuple([type(module).__name__ for module in modules if not module._modules]),
         n_parameters=sum([p.numel() for p in own.values()]),
         frozen=tuple([name for name, p in named if not p.requires_grad]),
         forgotten=forgotten,
-        n_strangers=len(stepped - own.keys()),
-        n_own=len(stepped & own.keys()),
-        dropout=max([float(m.p) for m in modules if isinstance(m, _DropoutNd)], default=0.0),
-        has_tables=_hold_table(modules),
+        n_strangers=len(stepped) - n_own,
+        n_own=n_own,
+        dropout=max(
+            [float(m.p) for m in modules if drops and isinstance(m, _DropoutNd)], default=0.0
+        ),
+        has_tables=_hold_table(modules, kinds),
     )
 
 
-def _hold_table(modules: Sequence[nn.Module]) -> bool:
-    kinds = set(map(type, modules))
+def _hold_table(modules: Sequence[nn.Module], kinds: Set[type[nn.Module]]) -> bool:
     own_kinds = {kind for kind in kinds if not kind.__module__.startswith("torch.")}
     held = [t for module in modules if module._buffers for t in module._buffers.values()]
     held += [t for m in modules if type(m) in own_kinds for t in m._parameters.values()]
@@ -293,9 +329,9 @@ def _as_float(loss: float | Tensor | None) -> float | None:
 
 
 def _to_numpy(rows: Tensor) -> Floats:
-    if rows.is_cpu and rows.dtype in _NUMPY and rows.layout is torch.strided:
-        return rows.numpy().astype(np.float64)
-    host: Floats = _real(rows.to_dense() if rows.is_sparse else rows).cpu().numpy()
+    if rows.is_cpu and rows.dtype in _NUMPY:
+        return rows.numpy().astype(np.float64, copy=False)
+    host: Floats = _real(rows).cpu().numpy()
     return host
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,8 +54,7 @@ class Series:
         self._left = 0
 
     def __iter__(self) -> Iterator[Observation]:
-        yield from self._spread
-        yield from self._recent
+        return chain(self._spread, self._recent)
 
     def __len__(self) -> int:
         return len(self._spread) + len(self._recent)

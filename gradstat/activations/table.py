@@ -103,10 +103,11 @@ class _Host(NamedTuple):
     """Elements of each site: (sites,)."""
 
     def by_site(self, of_units: NDArray[Any]) -> NDArray[np.int64]:
-        """Return the sum over the units of each site."""
-        until = np.concatenate([[0], of_units.cumsum()])
-        sums: NDArray[np.int64] = np.diff(until[self.starts])
-        return sums
+        """Return the sums over the units of each site: (..., sites)."""
+        until = np.zeros((*of_units.shape[:-1], self.starts[-1] + 1), np.int64)
+        of_units.cumsum(-1, out=until[..., 1:])
+        at: NDArray[np.int64] = until[..., self.starts]
+        return at[..., 1:] - at[..., :-1]
 
     def parts(self, site: int) -> Floats:
         """Return the rows of one site: the first, and of the others those that counted."""
@@ -195,7 +196,7 @@ class ActivationTable:
     @cached_property
     def saturated_fractions(self) -> Floats:
         """`ActivationStats.saturated_fraction` of each site, shape (sites,)."""
-        low, high = map(self._host.by_site, self._host.counts[1:])
+        low, high = self._host.by_site(self._host.counts[1:])
         by_position = self._layout.by_position
         of = np.where(by_position, self._positions, self._host.numel)
         seen = np.where(by_position, high, low + high)

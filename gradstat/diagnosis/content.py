@@ -9,6 +9,7 @@ import numpy as np
 
 from gradstat.diagnosis.evidence import Floats
 from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.medians import counted, median
 from gradstat.diagnosis.rule import Case, Rule
 
 
@@ -66,7 +67,7 @@ class OneToken(Rule):
         rows = case.input_rows
         if not case.run.embeddings or not rows.size:
             return
-        ids, counts = np.unique(rows, return_counts=True)
+        ids, counts = counted(rows)
         share = float(counts.max() / rows.size)
         if share > self.share:
             yield _finding(
@@ -107,7 +108,7 @@ class WrongAxis(Rule):
         if rows.shape[0] < 2 or rows.shape[1] < 3 or not self._are_standardised(rows):
             return
         means, spreads = rows.mean(axis=0), case.input_deviations
-        apart = float((means.max() - means.min()) / max(np.median(spreads), 1e-12))
+        apart = float((means.max() - means.min()) / max(median(spreads), 1e-12))
         if apart > self.apart:
             yield _finding(
                 "each row has a mean of 0 and a deviation of 1 while its features lie far apart: "

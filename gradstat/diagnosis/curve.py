@@ -7,13 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradstat.diagnosis.evidence import Curve, Floats
-from gradstat.diagnosis.medians import median
+from gradstat.diagnosis.medians import median, medians_of_parts
 
 MIN_VALUES = 20
 """A shorter curve has no shape."""
 
 TAIL = 0.2
 """Share of a curve that is called its end."""
+
+_POINTS = 10
+"""Medians that a robust line goes through."""
+
+_EARLIER, _LATER = np.triu_indices(_POINTS, 1)
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,9 @@ def shape_of(curve: Curve | None) -> Shape | None:
         return None
     values = curve.finite
     n = len(values)
-    tenths = np.array([median(part) for part in np.array_split(values, 10)])
+    tenths = medians_of_parts(values, 10)
     half = values[n // 2 :]
-    noise = median(np.abs(np.diff(half))) / 0.954
+    noise = median(np.abs(half[1:] - half[:-1])) / 0.954
     trend = _line(half)
     return Shape(
         first=median(values[: max(3, n // 50)]),
@@ -72,15 +77,13 @@ def shape_of(curve: Curve | None) -> Shape | None:
         best=float(tenths.min()),
         peak=float(values.max()),
         noise=noise,
-        rises_steadily=bool((np.diff(tenths) > 0).all()),
+        rises_steadily=bool((tenths[1:] > tenths[:-1]).all()),
         trend=trend,
         trend_error=noise * 3.5 / np.sqrt(len(half)),
     )
 
 
 def _line(values: Floats) -> float:
-    parts = [part for part in np.array_split(values, 10) if len(part)]
-    medians = np.array([median(part) for part in parts])
-    i, j = np.triu_indices(len(medians), 1)
-    slopes = (medians[j] - medians[i]) / (j - i)
-    return median(slopes) * (len(medians) - 1) if len(slopes) else 0.0
+    medians = medians_of_parts(values, _POINTS)
+    slopes = (medians[_LATER] - medians[_EARLIER]) / (_LATER - _EARLIER)
+    return median(slopes) * (_POINTS - 1)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gradstat.diagnosis.evidence import Floats
 from gradstat.diagnosis.finding import Finding, Measure, Severity
-from gradstat.diagnosis.medians import median
+from gradstat.diagnosis.medians import counted, median
 from gradstat.diagnosis.rule import Case, Rule
 
 _NORMALISES = ("BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "RMSNorm")
@@ -26,10 +26,9 @@ class NonfiniteInputs(Rule):
     def judge(self, case: Case) -> Iterator[Finding]:
         for name, code in (("inputs", "bad-inputs"), ("targets", "bad-targets")):
             for batch in case.run.batches:
-                array = batch.inputs if name == "inputs" else batch.targets
-                if array is None or name in batch.finite:
+                if not batch.holds_nonfinite(name):
                     continue
-                share = 1 - float(np.isfinite(array).mean())
+                share = 1 - float(np.isfinite(getattr(batch, name)).mean())
                 yield Finding(
                     code,
                     "error",
@@ -167,7 +166,7 @@ class UnseenInputs(Rule):
         run = case.run
         if "inputs" in run.observed or case.learns or len(run.matrices) < 2:
             return  # the rows' parts of a single layer's bias cancel in large batches
-        if run.model is None or any("Norm" in name for name in run.model.modules):
+        if run.model is None or run.model.normalises:
             return
         if case.growth < self.faded:
             return
@@ -232,10 +231,10 @@ class Unshuffled(Rule):
         task = case.task
         if task.kind not in ("classes", "binary") or len(task.shares) < 2:
             return
-        batches = [batch.classes for batch in task.with_targets if batch.classes.size >= 8]
-        if len(batches) < self.min_batches:
+        counts = _class_counts([b.targets for b in task.with_targets if b.targets is not None])
+        counts = counts[counts.sum(1) >= 8]
+        if len(counts) < self.min_batches:
             return
-        counts = _class_counts(batches)
         pooled = float(_entropies(counts.sum(0)))
         share = median(_entropies(counts)) / pooled
         if pooled > 0.3 and share < self.within:
@@ -265,14 +264,15 @@ class Unshuffled(Rule):
         return "warning" if val.finite[-1] > self.gap * shape.last else "info"
 
 
-def _class_counts(batches: list[Floats]) -> NDArray[np.int64]:
+def _class_counts(targets: list[Floats]) -> NDArray[np.int64]:
     """Return how often each class that occurs is in each batch: (batches, classes)."""
-    values = np.concatenate(batches)
-    ordered = np.sort(values)
-    classes = ordered[np.diff(ordered, prepend=-1) > 0]
-    rows = np.repeat(np.arange(len(batches)), list(map(len, batches)))
+    values = np.concatenate([of_batch.ravel() for of_batch in targets])
+    rows = np.repeat(np.arange(len(targets)), [of_batch.size for of_batch in targets])
+    is_class = values >= 0  # losses ignore -100 and the like
+    values, rows = values[is_class], rows[is_class]
+    classes, _ = counted(values)
     places = rows * len(classes) + np.searchsorted(classes, values)
-    return np.bincount(places, minlength=len(batches) * len(classes)).reshape(len(batches), -1)
+    return np.bincount(places, minlength=len(targets) * len(classes)).reshape(len(targets), -1)
 
 
 def _entropies(counts: NDArray[np.int64]) -> Floats:
@@ -356,7 +356,7 @@ class Imbalance(Rule):
 def _rare_recall(case: Case) -> tuple[float | None, float]:
     """Return the share of the rare classes' rows that is found late, and its standard error."""
     task = case.task
-    values, counts = np.unique(task.targets[task.targets >= 0], return_counts=True)
+    values, counts = task.classes
     common = values[counts.argmax()]
     hits = total = others = rows = 0
     for batch in case.late:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,8 +88,7 @@ class Probes:
     @cached_property
     def total_norms(self) -> Floats:
         """Norm of all gradients together: (p,)."""
-        norms: Floats = np.sqrt(np.nansum(self.gradients[..., L2] ** 2, axis=1))
-        return norms
+        return norms(self.gradients[..., L2])
 
     @cached_property
     def update_ratio(self) -> Floats:
@@ -131,6 +130,9 @@ class Batch:
     targets: Floats | None
     """(n,) classes or numbers, or (n, features)."""
 
+    ranges: Mapping[str, tuple[float, float]]
+    """Smallest and largest number of each array; NaN where it holds some."""
+
     shapes: Mapping[str, tuple[int, ...]]
     """Shapes of the whole tensors."""
 
@@ -145,48 +147,15 @@ class Batch:
 
     loss: float | None
 
-    @cached_property
-    def finite(self) -> frozenset[str]:
-        """Names of the arrays that hold neither NaN nor Inf."""
-        arrays = {"inputs": self.inputs, "outputs": self.outputs, "targets": self.targets}
-        return frozenset(n for n, a in arrays.items() if a is not None and np.isfinite(a).all())
+    def holds_nonfinite(self, name: str) -> bool:
+        """Whether NaN or Inf is in an array."""
+        low, high = self.ranges.get(name, (0.0, 0.0))
+        return not (math.isfinite(low) and math.isfinite(high))
 
     @cached_property
-    def losses(self) -> dict[str, tuple[float, float, float]]:
-        """What loss functions make of it, as far as computed: mean, sum, standard error of mean."""
+    def facts(self) -> dict[str, Any]:
+        """What has been computed of it, by name; see `samples.of_each`."""
         return {}
-
-    @cached_property
-    def input_sums(self) -> Floats:
-        """Weighted sum of each row of the inputs: the same for rows that are equal, (n,)."""
-        if self.inputs is None or not self.inputs.size:
-            return np.zeros(0)
-        rows = np.ascontiguousarray(self.inputs.reshape(len(self.inputs), -1))
-        sums: Floats = (rows * _weights(rows.shape[1])).sum(-1)
-        return sums
-
-    @cached_property
-    def classes(self) -> Floats:
-        """The targets from 0 on, flat: losses ignore -100 and the like."""
-        flat = np.zeros(0) if self.targets is None else self.targets.ravel()
-        return flat[flat >= 0]
-
-    @cached_property
-    def output_range(self) -> tuple[float, float]:
-        """Smallest and largest output, (Inf, -Inf) where there is none."""
-        if self.outputs is None or not self.outputs.size:
-            return math.inf, -math.inf
-        return float(self.outputs.min()), float(self.outputs.max())
-
-    @cached_property
-    def output_spread(self) -> float | None:
-        """Deviation of the outputs over the rows, over their size; None where it is not known."""
-        outputs = self.outputs
-        if outputs is None or len(outputs) < 4 or "outputs" not in self.finite:
-            return None
-        rows = outputs.reshape(len(outputs), -1)
-        scale = float(np.sqrt(np.mean(rows**2)))
-        return float(rows.std(0).mean()) / scale if scale > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -230,6 +199,16 @@ class ModelFacts:
 
     has_tables: bool = False
     """Whether it holds a parameter or buffer of its own of several rows, as of positions."""
+
+    @cached_property
+    def kinds(self) -> frozenset[str]:
+        """Classes of its modules that have no children."""
+        return frozenset(self.modules)
+
+    @property
+    def normalises(self) -> bool:
+        """Whether one of them is a normalisation."""
+        return any("Norm" in kind for kind in self.kinds)
 
 
 class Site(NamedTuple):
@@ -320,6 +299,16 @@ class Evidence:
         return np.array([len(layer.shape) for layer in self.layers], np.int64)
 
     @cached_property
+    def epsilons(self) -> Floats:
+        """Distance from 1 to the next number of each parameter's dtype: (layers,)."""
+        return np.array([layer.epsilon for layer in self.layers])
+
+    @cached_property
+    def recurrent(self) -> list[int]:
+        """Positions of the weights that a recurrent network's state is multiplied by."""
+        return [i for i, layer in enumerate(self.layers) if "weight_hh" in layer.name]
+
+    @cached_property
     def embeddings(self) -> list[int]:
         """Positions of the tables that rows are picked from.
 
@@ -349,11 +338,12 @@ class Evidence:
         return np.flatnonzero(are_matrices)
 
 
-@lru_cache(maxsize=8)
-def _weights(n: int) -> Floats:
-    """Return numbers of like size no few of which add up to others: (n,)."""
-    weights: Floats = 1.5 + np.sin(np.arange(n) + 1.0)
-    return weights
+def norms(rows: Floats) -> Floats:
+    """Return the norm of each row without what is NaN: (n,)."""
+    squares = rows**2
+    squares[np.isnan(squares)] = 0.0
+    found: Floats = np.sqrt(squares.sum(axis=1))
+    return found
 
 
 def rms(tables: Floats) -> Floats:

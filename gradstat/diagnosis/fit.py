@@ -11,6 +11,7 @@ from gradstat.diagnosis.evidence import Floats
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.medians import median, quantiles
 from gradstat.diagnosis.rule import Case, Rule
+from gradstat.diagnosis.samples import range_of_all
 from gradstat.diagnosis.task import LOSS_TOLERANCE, are_probabilities
 
 SOURCE = "documentation of torch.nn's loss functions; UMLAUT (Schoop et al. 2021)"
@@ -54,6 +55,9 @@ class ProbabilitiesAsLogits(Rule):
         paired = [batch for batch in task.paired if batch.outputs is not None]
         if len(paired) < self.min_samples or task.loss is None:
             return
+        finite = [batch for batch in paired if not batch.holds_nonfinite("outputs")]
+        if any(low < 0 < high for low, high in (batch.ranges["outputs"] for batch in finite)):
+            return  # neither probabilities nor their logarithms
         outputs = [batch.outputs for batch in paired if batch.outputs is not None]
         if task.loss.name == "kl-div" and all(map(are_probabilities, outputs)):
             yield mismatch(
@@ -80,12 +84,10 @@ class ProbabilitiesAsLogits(Rule):
                 0.96,
                 Measure("rows that share a sum of 1", float(len(outputs[0]))),
             )
-        finite = [batch for batch in paired if "outputs" in batch.finite]
         if len(finite) < self.min_samples:
             return
         outputs = [batch.outputs for batch in finite if batch.outputs is not None]
-        lows, highs = zip(*[batch.output_range for batch in finite], strict=True)
-        low, high = min(lows), max(highs)
+        low, high = range_of_all(finite, "outputs")
         ends_so = len(run.sites) > 0 and run.sites[-1].kind in ("sigmoid", "softmax")
         ends_so &= run.model is not None and run.model.modules[-1:] in (("Sigmoid",), ("Softmax",))
         in_range = low >= 0 and high <= 1 and (ends_so or self._is_sigmoid(outputs, high - low))
@@ -147,9 +149,10 @@ class CutLogits(Rule):
         if loss is None or loss.name not in ("cross-entropy", "bce-with-logits"):
             return
         paired = case.task.paired
-        lows, highs = zip(*[batch.output_range for batch in paired], strict=True)
-        low, high = min(lows), max(highs)
-        if (low < 0 and max(-low, high) > 1) or not all("outputs" in b.finite for b in paired):
+        low, high = range_of_all(paired, "outputs")
+        if low < 0 and max(-low, high) > 1:
+            return
+        if any(batch.holds_nonfinite("outputs") for batch in paired):
             return
         outputs = np.concatenate([b.outputs.ravel() for b in paired if b.outputs is not None])
         if len(outputs) < self.min_values:
@@ -188,6 +191,9 @@ class TargetsBeyondProbability(Rule):
     def judge(self, case: Case) -> Iterator[Finding]:
         task = case.task
         if task.loss is None or not task.loss.name.startswith("bce") or not task.targets.size:
+            return
+        lowest, highest = range_of_all(task.with_targets, "targets")
+        if 0 <= lowest <= highest <= 1:
             return
         outside = float(((task.targets < 0) | (task.targets > 1)).mean())
         if outside >= self.beyond:
@@ -363,6 +369,9 @@ class OutputRange(Rule):
         task = case.task
         if task.kind != "numbers" or (task.loss is not None and task.loss.factor < 0):
             return
+        lowest, highest = range_of_all(task.with_targets, "targets")
+        if -1e-6 <= lowest <= highest <= 1 + 1e-6:
+            return
         targets = task.targets.ravel()
         if ((targets < -1e-6) | (targets > 1 + 1e-6)).mean() < self.beyond:
             return
@@ -387,20 +396,17 @@ class OutputRange(Rule):
                 Measure("share of targets out of reach", outside, threshold=self.beyond),
             )
             return
-        late = [b.outputs.ravel() for b in case.late if b.is_paired and b.outputs is not None]
-        lowest = min((float(rows.min()) for rows in late if rows.size), default=-1.0)
-        known = np.concatenate(late) if late else np.zeros(1)
+        late_batches = [b for b in case.late if b.is_paired and b.outputs is not None]
+        lowest, _ = range_of_all(late_batches, "outputs")
+        if not 0 <= lowest < np.inf:
+            return
+        late = [b.outputs.ravel() for b in late_batches if b.outputs is not None]
+        known = np.concatenate(late)
         is_near = quantiles(known, [0.05])[0] < self.near * np.sqrt(np.mean(known**2))
         below = float((targets < -1e-6).mean())
         varies = any(rows.std() > self.varies * np.abs(rows).max() for rows in late if rows.size)
         n_late = sum(map(len, late))
-        if (
-            lowest >= 0
-            and is_near
-            and varies
-            and below > self.far_beyond
-            and n_late >= self.min_values
-        ):
+        if is_near and varies and below > self.far_beyond and n_late >= self.min_values:
             yield mismatch(
                 f"no output is ever negative, as after softplus or exp, and {below:.0%} of the "
                 "targets are: they can never be met",
@@ -415,7 +421,7 @@ class OutputRange(Rule):
         last = model.modules[-1].lower() if model is not None and model.modules else ""
         if last and last in name.lower():
             return True
-        if (outputs % 1 == 0).all():  # whole numbers come from rounding
+        if (outputs == np.rint(outputs)).all():  # whole numbers come from rounding
             return False
         if name == "ReLU":
             return True

@@ -283,7 +283,7 @@ class Nonfinite(Rule):
         is_sudden = np.isinf(loss.values[place]) and (
             place == 0 or before.max() < self.sudden * before[0]
         )
-        half = any(layer.epsilon > 1e-4 for layer in case.run.layers)
+        half = (case.run.epsilons > 1e-4).any()
         return Finding(
             "nonfinite-loss",
             "error",
@@ -345,9 +345,11 @@ class SparseGradients(Rule):
         if len(run.probes.steps) < 4 or not run.layers:
             return
         tables = run.probes.gradients
+        wide = np.flatnonzero(run.dimensions >= 2)
+        zero = np.full(len(run.layers), np.nan)
         with np.errstate(invalid="ignore", divide="ignore"):
-            zero = middle(tables[..., ZEROS] / tables[..., NUMEL], axis=0)
-        often = (zero > self.often) & (run.dimensions >= 2)
+            zero[wide] = middle(tables[:, wide, ZEROS] / tables[:, wide, NUMEL], axis=0)
+        often = zero > self.often
         if not often.any():
             return
         sparse = often & (zero > self.zero)

@@ -6,21 +6,46 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradstat.diagnosis.evidence import Floats
 
 
 def median(values: Floats | Sequence[float]) -> float:
     """Return the median; NaN where one of the values is, or where there is none."""
-    ordered = np.sort(values, axis=None)
-    if not ordered.size or math.isnan(ordered[-1]):
+    ordered = np.asarray(values).flatten()
+    ordered.sort()
+    n = ordered.size
+    if not n or math.isnan(ordered.item(-1)):
         return math.nan
-    return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    middle: float = (ordered.item((n - 1) // 2) + ordered.item(n // 2)) / 2
+    return middle
+
+
+def medians_of_parts(values: Floats, n_parts: int) -> Floats:
+    """Return the medians of the parts that `numpy.array_split` makes; NaN of an empty one."""
+    short, n_long = divmod(len(values), n_parts)
+    split = n_long * (short + 1)
+    longer = values[:split].reshape(n_long, short + 1)
+    shorter = values[split:].reshape(n_parts - n_long, short)
+    return np.concatenate([middle(longer), middle(shorter)]) if n_long else middle(shorter)
+
+
+def counted(values: Floats) -> tuple[Floats, NDArray[np.int64]]:
+    """Return the different numbers, least first, and how often each occurs."""
+    ordered = values.flatten()
+    ordered.sort()
+    is_new = np.ones(ordered.size + 1, bool)
+    is_new[1:-1] = ordered[1:] != ordered[:-1]
+    starts = np.flatnonzero(is_new)
+    return ordered[starts[:-1]], starts[1:] - starts[:-1]
 
 
 def n_different(values: Floats) -> int:
     """Return how many different numbers there are."""
-    return int(np.count_nonzero(np.diff(np.sort(values, axis=None)))) + (values.size > 0)
+    ordered = values.flatten()
+    ordered.sort()
+    return int(np.count_nonzero(ordered[1:] - ordered[:-1])) + (values.size > 0)
 
 
 def middle(values: Floats, axis: int = -1) -> Floats:
@@ -40,11 +65,16 @@ def middle(values: Floats, axis: int = -1) -> Floats:
     return result
 
 
-def quantiles(values: Floats, shares: Sequence[float]) -> Floats:
+def quantiles(values: Floats, shares: Sequence[float]) -> list[float]:
     """Return quantiles, linear between neighbours; NaN where a value is, or where there is none."""
     ordered = np.sort(values)
-    if not ordered.size or math.isnan(ordered[-1]):
-        return np.full(len(shares), np.nan)
     last = len(ordered) - 1
-    found: Floats = np.interp(np.multiply(shares, last), np.arange(last + 1), ordered)
+    if last < 0 or math.isnan(ordered.item(-1)):
+        return [math.nan] * len(shares)
+    found = []
+    for share in shares:
+        whole = int(share * last)
+        part = share * last - whole
+        low, high = ordered.item(whole), ordered.item(min(whole + 1, last))
+        found.append(low + (high - low) * part if part and low != high else low)
     return found

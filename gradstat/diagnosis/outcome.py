@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 
 from gradstat.diagnosis.curve import Shape
-from gradstat.diagnosis.evidence import Batch
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.medians import median
 from gradstat.diagnosis.rates import shrunk_weights
 from gradstat.diagnosis.rule import Case, Rule
+from gradstat.diagnosis.samples import output_spreads
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,17 @@ class ConstantPredictions(Rule):
     themselves is compared."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
-        spreads = list(_spreads(case.run.batches[-max(3, len(case.late)) :]))
+        likeness = self._likeness(case)
+        is_unlike = likeness is not None and likeness < self.alike
+        is_lucky = case.skill is not None and case.skill > self.skill
+        seems_right = case.has_scale and (case.skill is None or is_lucky)
+        if case.learns and seems_right and not is_unlike:
+            return
+        spreads = output_spreads(case.run.batches[-max(3, len(case.late)) :])
         targets = case.task.targets
         if len(spreads) < 3 or (targets.size and (targets == targets[:1]).all()):
             return
-        likeness = self._likeness(case)
-        if likeness is not None and likeness < self.alike:
+        if likeness is not None and is_unlike:
             yield self._finding(
                 "the outputs have the targets' mean over all rows, but a row's own output has "
                 "nothing to do with its target: the inputs do not get through",
@@ -69,9 +73,7 @@ class ConstantPredictions(Rule):
                 0.6,
             )
             return
-        is_lucky = case.skill is not None and case.skill > self.skill
-        seems_right = case.has_scale and (case.skill is None or is_lucky)
-        if spread <= self.varies and not (case.learns and seems_right):
+        if spread <= self.varies:
             yield self._finding(
                 "the outputs are the same for every row: the inputs do not get through",
                 Measure("deviation over the rows", spread, "of the outputs' size",
@@ -82,7 +84,7 @@ class ConstantPredictions(Rule):
     def _collapses(self, case: Case, spread: float) -> bool:
         if "targets" in case.run.observed or case.loss is None:
             return False
-        first = median(list(islice(_spreads(case.run.batches), 3)))
+        first = median(output_spreads(case.run.batches)[:3])
         is_met = 0 <= case.loss.last < self.collapsed * case.loss.first
         return is_met and spread < self.collapsed * first
 
@@ -91,7 +93,7 @@ class ConstantPredictions(Rule):
 
         A last layer that starts at 0 makes them so in the first batch alone.
         """
-        if max(islice(_spreads(case.run.batches), 3)) >= self.rounding:
+        if max(output_spreads(case.run.batches)[:3]) >= self.rounding:
             return 0.75
         return 0.85 if any(site.is_dead for site in case.run.sites) else 0.94
 
@@ -134,11 +136,6 @@ class ConstantPredictions(Rule):
             (seen,),
             "UMLAUT (Schoop et al. 2021); Bowman et al. 2016, 1511.06349, section 3.1",
         )
-
-
-def _spreads(batches: Sequence[Batch]) -> Iterator[float]:
-    """Return the deviation over the rows of each batch's outputs, over their size."""
-    return (batch.output_spread for batch in batches if batch.output_spread is not None)
 
 
 @dataclass(frozen=True)
@@ -411,8 +408,8 @@ class Underfitting(Rule):
         if len(run.matrices) == 1 and self._best_left(case) < self.left_of_one:
             return False  # one that regresses is meant to be linear
         return all(
-            name.startswith(("Linear", "Conv", "Flatten", "Identity", "Dropout", "BatchNorm"))
-            for name in run.model.modules
+            kind.startswith(("Linear", "Conv", "Flatten", "Identity", "Dropout", "BatchNorm"))
+            for kind in run.model.kinds
         )
 
     def _has_no_bias(self, case: Case) -> bool:
@@ -420,8 +417,10 @@ class Underfitting(Rule):
         run = case.run
         if run.model is None or case.learns or run.embeddings or len(run.matrices) < 2:
             return False
+        if (case.left or 0.0) < self.left_without_bias:
+            return False
         sizes = [math.prod(layer.shape) for layer in run.layers]
-        if sum(sizes) < run.model.n_parameters or (case.left or 0.0) < self.left_without_bias:
+        if sum(sizes) < run.model.n_parameters:
             return False
         return all(n > max(la.shape, default=n) for n, la in zip(sizes, run.layers, strict=True))
 

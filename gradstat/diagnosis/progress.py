@@ -10,7 +10,7 @@ import numpy as np
 from gradstat.diagnosis.curve import Shape
 from gradstat.diagnosis.evidence import Floats
 from gradstat.diagnosis.finding import Finding, Measure
-from gradstat.diagnosis.medians import median, middle, quantiles
+from gradstat.diagnosis.medians import counted, median, medians_of_parts, middle, quantiles
 from gradstat.diagnosis.rule import Case, Rule
 from gradstat.diagnosis.task import are_probabilities
 
@@ -70,13 +70,14 @@ class ZeroLoss(Rule):
         """Whether the first answers are all right though the model is not sure of them."""
         task = case.task
         early = [b for b in task.paired if b.step < self.early and b.targets is not None]
-        targets = np.concatenate([b.targets.ravel() for b in early]) if early else np.zeros(0)  # type: ignore[union-attr]
-        _, counts = np.unique(targets, return_counts=True)
-        if task.kind not in ("classes", "binary") or targets.size - counts.max(initial=0) < 8:
-            return False  # a constant is easily right
-        classes = task.n_classes or 2
-        is_unsure = any((b.loss or 0.0) > self.unsure * np.log(classes) for b in early)
-        return is_unsure and all(task.accuracy([b]) == 1.0 for b in early)
+        if task.kind not in ("classes", "binary"):
+            return False
+        least = self.unsure * np.log(task.n_classes or 2)
+        if not any((batch.loss or 0.0) > least for batch in early):
+            return False
+        _, counts = counted(np.concatenate([b.targets.ravel() for b in early]))  # type: ignore[union-attr]
+        is_constant = counts.sum() - counts.max() < 8  # that is easily right
+        return not is_constant and all(task.accuracy([b]) == 1.0 for b in early)
 
     def _finding(self, text: str, seen: Measure) -> Finding:
         return Finding(
@@ -408,7 +409,7 @@ class Oscillating(Rule):
         is_large = high - low > self.of_first * abs(shape.first)
         if swing < self.swing or not got_lower or not is_large:
             return
-        smooth = np.array([median(part) for part in np.array_split(half, 12)])
+        smooth = medians_of_parts(half, 12)
         turns = int((np.diff(np.sign(np.diff(smooth))) != 0).sum())
         if turns < 4:
             return
@@ -450,14 +451,14 @@ class Plateau(Rule):
             return
         if case.is_clipped:  # to next to nothing
             return
+        chance = case.task.chance
+        if chance is not None and shape.last < 0.5 * chance:
+            return
         gradients = middle(run.probes.gradient_rms[:, run.dimensions >= 2], axis=0)
         finite = gradients[np.isfinite(gradients)]
         if not (finite > 0).any():
             return
         biggest = float(np.max(finite))
-        chance = case.task.chance
-        if chance is not None and shape.last < 0.5 * chance:
-            return
         scale = max(abs(shape.last), 1e-12)
         if biggest / scale > self.small:
             return

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradstat.diagnosis.evidence import L2, Floats
+from gradstat.diagnosis.evidence import Floats
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.medians import median, middle, quantiles
 from gradstat.diagnosis.rule import Case, Rule
@@ -209,7 +209,7 @@ class TooHigh(Rule):
         if (run.probes.weight_rms[0, run.matrices] * case.root_fans < self.sound).any():
             return False
         has_reason = len(run.matrices) > self.shallow or case.growth > 0.5
-        has_reason = has_reason or any("weight_hh" in layer.name for layer in run.layers)
+        has_reason = has_reason or len(run.recurrent) > 0
         if has_reason or "targets" in run.observed:
             return False
         sizes = run.probes.gradient_rms[0, run.matrices]
@@ -302,9 +302,8 @@ class TooLow(Rule):
         has_ended = schedule_has_ended(case)
         if case.learns and not (has_ended and case.left is not None and case.left > self.left):
             return
-        gradients = np.nansum(run.probes.gradients[..., L2], axis=1)
         is_off = not run.probes.lrs[-1].any() or run.skipped_steps > 0.5 * run.step
-        if not (gradients > 0).mean() > 0.5 or (usual == 0 and is_off):
+        if not (run.probes.total_norms > 0).mean() > 0.5 or (usual == 0 and is_off):
             return
         reach = float(np.mean(ratio)) * run.step
         if reach > self.far and not has_ended:

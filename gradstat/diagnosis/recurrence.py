@@ -17,8 +17,8 @@ def length(case: Case) -> int:
 
     0 for other networks, and for outputs at every step, of which each may go by what is near.
     """
-    modules = case.run.model.modules if case.run.model is not None else ()
-    if not any(name.startswith(("RNN", "GRU", "LSTM")) for name in modules):
+    kinds = case.run.model.kinds if case.run.model is not None else ()
+    if not any(kind.startswith(("RNN", "GRU", "LSTM")) for kind in kinds):
         return 0
     longest = 0
     for batch in case.run.batches:
@@ -33,9 +33,9 @@ def length(case: Case) -> int:
 
 def is_plain(case: Case) -> bool:
     """Whether a network is recurrent without gates and answers once for each sequence."""
-    modules = case.run.model.modules if case.run.model is not None else ()
+    kinds = case.run.model.kinds if case.run.model is not None else ()
     shapes = [b.shapes["outputs"] for b in case.run.batches if "outputs" in b.shapes]
-    return any(name in ("RNN", "RNNCell") for name in modules) and all(len(s) < 3 for s in shapes)
+    return any(kind in ("RNN", "RNNCell") for kind in kinds) and all(len(s) < 3 for s in shapes)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class ThroughTime(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
-        places = [i for i, layer in enumerate(run.layers) if "weight_hh" in layer.name]
+        places = run.recurrent
         if not places or not len(run.probes.steps):
             return
         n_steps, names = length(case), tuple(run.layers[i].name for i in places)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradstat.diagnosis.curve import Shape, shape_of
-from gradstat.diagnosis.evidence import ABS_MAX, L2, Batch, Evidence, Floats
+from gradstat.diagnosis.evidence import ABS_MAX, L2, Batch, Evidence, Floats, norms
 from gradstat.diagnosis.finding import Finding
 from gradstat.diagnosis.medians import median, quantiles
 from gradstat.diagnosis.task import Task
@@ -59,12 +59,6 @@ class Case:
         rows = np.concatenate(alike) if alike else np.zeros((0, 0))
         is_finite = np.isfinite(rows)
         return rows if is_finite.all() else rows[is_finite.all(-1)]
-
-    @cached_property
-    def input_sums(self) -> Floats:
-        """`Batch.input_sums` of all samples: (n,)."""
-        sums = [batch.input_sums for batch in self.run.batches]
-        return np.concatenate(sums) if sums else np.zeros(0)
 
     @cached_property
     def input_rms(self) -> float:
@@ -266,14 +260,14 @@ class Case:
         if model is None or model.has_tables or used.sum() > 1:
             return False
         tells = ("Conv", "RNN", "GRU", "LSTM")
-        attends = "NonDynamicallyQuantizableLinear" in model.modules  # of MultiheadAttention
+        attends = "NonDynamicallyQuantizableLinear" in model.kinds  # of MultiheadAttention
         attends |= any(part in layer.name for layer in run.layers for part in _OF_ATTENTION)
-        return attends and not any(name.startswith(tells) for name in model.modules)
+        return attends and not any(kind.startswith(tells) for kind in model.kinds)
 
     @cached_property
     def forgets_at_once(self) -> bool:
         """Whether no recurrent weight ever gets a gradient: the state is 0, or is detached."""
-        places = [i for i, layer in enumerate(self.run.layers) if "weight_hh" in layer.name]
+        places = self.run.recurrent
         return bool(places) and bool((self.run.probes.gradients[:, places, ABS_MAX] == 0).all())
 
     @cached_property
@@ -287,10 +281,9 @@ class Case:
         """Update of all weights over all weights, in norm: (p,)."""
         run = self.run
         chosen = run.matrices if len(run.matrices) else np.arange(len(run.layers))
-        moved = np.sqrt(np.nansum(run.probes.updates[..., L2][:, chosen] ** 2, axis=1))
-        weights = np.sqrt(np.nansum(run.probes.weights[..., L2][:, chosen] ** 2, axis=1))
+        moved = norms(run.probes.updates[..., L2][:, chosen])
         with np.errstate(invalid="ignore", divide="ignore"):
-            ratio: Floats = moved / weights
+            ratio: Floats = moved / norms(run.probes.weights[..., L2][:, chosen])
         return ratio
 
     @cached_property

@@ -12,6 +12,7 @@ from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.medians import median, n_different, quantiles
 from gradstat.diagnosis.recurrence import is_plain, length
 from gradstat.diagnosis.rule import Case, Rule
+from gradstat.diagnosis.samples import input_sums
 
 
 @dataclass(frozen=True)
@@ -304,25 +305,34 @@ class Contradictions(Rule):
     def judge(self, case: Case) -> Iterator[Finding]:
         if case.task.kind != "classes" or case.left is None or case.left < self.left:
             return
-        rows, classes = [np.zeros(0)], [np.zeros(0)]
-        for batch in case.run.batches:
+        rows, classes = [np.zeros(0)], []
+        batches = case.run.batches
+        for batch, sums in zip(batches, input_sums(batches), strict=True):
             inputs, targets = batch.inputs, batch.targets
             if inputs is None or targets is None or "inputs" in batch.integers or not inputs.size:
                 continue
             if targets.ndim != 1 or batch.shapes["targets"] != batch.shapes["inputs"][:1]:
                 continue
-            if inputs[0].size < self.features or n_different(targets) == targets.size:
-                return  # a class of its own for each row of a batch says which rows are pairs
+            if inputs[0].size < self.features:
+                return
             n = min(len(inputs), len(targets))
-            rows.append(batch.input_sums[:n])
-            classes.append(targets[:n])
-        sums, labels = np.concatenate(rows), np.concatenate(classes)
-        order = np.lexsort((labels, sums))
-        comes_again = np.diff(sums[order]) == 0
+            rows.append(sums[:n])
+            classes.append(targets)
+        all_sums = np.concatenate(rows)
+        if all_sums.size - n_different(all_sums) < self.min_rows:
+            return
+        order = np.argsort(all_sums, kind="stable")
+        comes_again = np.diff(all_sums[order]) == 0
         row = np.cumsum(~comes_again)
         n_alike = n_different(row[comes_again])
-        differ = n_different(row[comes_again & (np.diff(labels[order]) != 0)]) / max(n_alike, 1)
-        if n_alike < self.min_rows or differ < self.share:
+        if n_alike < self.min_rows:
+            return
+        if any(n_different(targets) == targets.size for targets in classes):
+            return  # a class of its own for each row of a batch says which rows are pairs
+        labels = np.concatenate([t[: len(s)] for t, s in zip(classes, rows[1:], strict=True)])
+        order = np.lexsort((labels, all_sums))
+        differ = n_different(row[comes_again & (np.diff(labels[order]) != 0)]) / n_alike
+        if differ < self.share:
             return
         yield Finding(
             "bad-targets",
@@ -372,7 +382,8 @@ class NoisyTraining(Rule):
         last = median(val.finite[-max(1, len(val.finite) // 5) :])
         if last > self.ratio * train:
             return
-        n_rows, n_unlike = len(case.input_sums), n_different(case.input_sums)
+        sums = np.concatenate(input_sums(case.run.batches))
+        n_rows, n_unlike = len(sums), n_different(sums)
         if n_unlike > self.different * n_rows:  # augmentation or mixup makes them hard
             return
         yield Finding(

@@ -6,16 +6,17 @@ Classes or numbers, which loss, and what guessing would score.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradstat.diagnosis.evidence import Batch, Floats
-from gradstat.diagnosis.medians import median
+from gradstat.diagnosis.medians import counted, median
+from gradstat.diagnosis.samples import of_each
 
 Kind = Literal["classes", "binary", "numbers", "unknown"]
 Reduction = Literal["mean", "sum", "scaled"]
@@ -103,12 +104,16 @@ class Task:
         return np.concatenate(alike) if alike else np.zeros(0)
 
     @cached_property
+    def classes(self) -> tuple[Floats, NDArray[np.int64]]:
+        """Classes among the targets, and how often each occurs; losses ignore -100 and the like."""
+        return counted(self.targets[self.targets >= 0])
+
+    @cached_property
     def shares(self) -> Floats:
         """Share of each class that occurs, largest first; empty where there are no classes."""
         if self.kind not in ("classes", "binary") or self.targets.size == 0:
             return np.zeros(0)
-        kept = self.targets[self.targets >= 0]  # -100 and the like are ignored by losses
-        _, counts = np.unique(kept, return_counts=True)
+        _, counts = self.classes
         shares: Floats = np.sort(counts / max(counts.sum(), 1))[::-1]
         return shares
 
@@ -121,12 +126,15 @@ class Task:
         known = [b for b in known if abs(b.loss or 0.0) > least]
         known = known[:: max(1, len(known) // ENOUGH)]
         for name in LOSSES:
-            some = _agreement(known[:3], name)
-            if not any(map(np.any, some.values())):
+            if not any(_takes(name, batch.outputs, batch.targets) for batch in known[:3]):  # type: ignore[arg-type]
                 continue
-            most = _agreement(known, name)
-            for reduction in REDUCTIONS:
-                if some[reduction].any() and most[reduction].mean() > 0.8:
+            some = _agreements(known[:3], name)
+            if not any(map(any, some)):
+                continue
+            for reduction, of_some, most in zip(
+                REDUCTIONS, some, _agreements(known, name), strict=True
+            ):
+                if any(of_some) and sum(most) / len(most) > 0.8:
                     values = median([batch.outputs.size for batch in known])  # type: ignore[union-attr]
                     if name in _BY_CLASS or name == "kl-div":
                         values /= max(1, self.n_classes)
@@ -142,7 +150,7 @@ class Task:
         if len(observed) < MIN_SCALED or np.std(observed) < MIN_SPREAD * abs(np.mean(observed)):
             return None
         for name in LOSSES:
-            means = _losses(known, name).means
+            means = np.array([mean for mean, _, _ in _losses(known, name)])
             if not np.isfinite(means).any() or (means == 0).all():
                 continue
             factors = observed / means
@@ -265,10 +273,10 @@ def _hits(outputs: Floats, targets: Floats, kind: Kind) -> Floats:
 
 def _picked(values: Floats, targets: Floats) -> Floats:
     """Return each row's value at its class, without rows whose class is ignored."""
-    kept = _have_class(values, targets)
-    if not kept.all():
-        values, targets = values[kept], targets[kept]
-    return np.take_along_axis(values, targets[..., None].astype(int), -1)[..., 0]
+    rows, classes = values.reshape(-1, values.shape[-1]), targets.ravel()
+    kept = np.flatnonzero(_have_class(rows, classes))
+    picked: Floats = rows[kept, classes[kept].astype(int)]
+    return picked
 
 
 def _have_class(values: Floats, targets: Floats) -> NDArray[np.bool_]:
@@ -342,72 +350,55 @@ _OF_NUMBERS = ("mse", "mae", "smooth-l1", "bce")
 _BY_CLASS = ("cross-entropy", "nll", "log-of-probability")
 
 
-AT_ONCE = 8192
-"""Outputs that a loss is computed of at once: 64 KB, which the memory of a call is reused for."""
+class _Value(NamedTuple):
+    """What a loss function makes of a sample; NaN where it does not take it."""
+
+    mean: float = math.nan
+    sum: float = math.nan
+    error: float = math.nan
+    """Standard error of the mean, where the sample is not whole."""
 
 
-class _Losses(NamedTuple):
-    """What one loss function makes of each of some samples; NaN where it does not take them."""
-
-    means: Floats
-    sums: Floats
-    errors: Floats
-    """Standard errors of the means, where not all samples are whole."""
+def _losses(batches: Sequence[Batch], name: str) -> list[_Value]:
+    """Return a loss of the rows of each sample."""
+    found = of_each(batches, name, ("outputs", "targets"), partial(_values, name))
+    return [_Value() if value is None else value for value in found]
 
 
-def _losses(batches: Sequence[Batch], name: str) -> _Losses:
-    """Return a loss of the rows of each sample; computed once for each sample."""
-    _compute([batch for batch in batches if name not in batch.losses], name)
-    of_each = [batch.losses[name] for batch in batches]
-    return _Losses(*np.array(of_each, np.float64).reshape(-1, 3).T)
+def _takes(name: str, outputs: Floats, targets: Floats) -> bool:
+    """Whether a loss function is one of such targets, which are classes or numbers."""
+    return name == "cross-entropy" or (targets.ndim < outputs.ndim) == (name in _BY_CLASS)
 
 
-def _compute(batches: Sequence[Batch], name: str) -> None:
-    """Compute a loss of several samples of one shape at once, and keep it with the samples."""
-    result = np.full((len(batches), 3), np.nan)
-    rows = _rows(batches)
-    for places in _alike(rows):
-        outputs, targets = (np.stack([rows[place][side] for place in places]) for side in (0, 1))
-        has_classes = targets.ndim < outputs.ndim
-        if name != "cross-entropy" and has_classes != (name in _BY_CLASS):
-            continue
-        parts = [(places, outputs, targets)]
-        if has_classes and not _have_class(outputs, targets).all():  # rows of them are left out
-            parts = [([place], *rows[place]) for place in places]
-        for chosen, *of_part in parts:
-            with np.errstate(all="ignore"):
-                elements = LOSSES[name](*of_part).reshape(len(chosen), -1)
-            if not elements.size:
-                continue
-            result[chosen, 0], result[chosen, 1] = elements.mean(1), elements.sum(1)
-            if not all(batches[place].is_whole for place in chosen):
-                result[chosen, 2] = elements.std(1) / math.sqrt(elements.shape[1])
-    for batch, of_one in zip(batches, result.tolist(), strict=True):
-        batch.losses[name] = tuple(of_one)
+def _values(
+    name: str, batches: Sequence[Batch], outputs: Floats, targets: Floats
+) -> Iterable[_Value]:
+    if not _takes(name, outputs, targets):
+        return [_Value()] * len(batches)
+    if targets.ndim < outputs.ndim and len(batches) > 1 and not _have_class(outputs, targets).all():
+        alone = zip(batches, outputs[:, None], targets[:, None], strict=True)  # rows are left out
+        return [value for batch, *rows in alone for value in _values(name, [batch], *rows)]
+    with np.errstate(all="ignore"):
+        elements = LOSSES[name](outputs, targets).reshape(len(batches), -1)
+    if not elements.size:
+        return [_Value()] * len(batches)
+    errors = np.full(len(batches), np.nan)
+    if not all(batch.is_whole for batch in batches):
+        errors = elements.std(1) / math.sqrt(elements.shape[1])
+    columns = elements.mean(1), elements.sum(1), errors
+    return map(_Value, *[column.tolist() for column in columns])
 
 
-def _alike(rows: Sequence[tuple[Floats, Floats]]) -> Iterator[list[int]]:
-    """Yield the places of samples of one shape, as many at once as stay within a cache."""
-    by_shape: dict[tuple[tuple[int, ...], ...], list[int]] = {}
-    for place, (outputs, targets) in enumerate(rows):
-        by_shape.setdefault((outputs.shape, targets.shape), []).append(place)
-    for (shape, _), places in by_shape.items():
-        count = max(1, AT_ONCE // max(1, math.prod(shape)))
-        yield from (places[start : start + count] for start in range(0, len(places), count))
-
-
-def _agreement(batches: Sequence[Batch], name: str) -> dict[Reduction, NDArray[np.bool_]]:
-    """Return for which samples a loss of their rows, its mean or sum, is what was observed.
+def _agreements(batches: Sequence[Batch], name: str) -> tuple[list[bool], list[bool]]:
+    """Return for which samples a loss's mean, and its sum, is what was observed.
 
     Of a part of the rows the mean is so within four standard errors.
     """
-    observed = np.array([batch.loss for batch in batches], dtype=float)
-    is_whole = np.array([batch.is_whole for batch in batches], dtype=bool)
-    losses = _losses(batches, name)
-    allowed = LOSS_TOLERANCE * np.maximum(np.abs(observed), 1e-3)
-    with np.errstate(all="ignore"):
-        return {
-            "mean": np.abs(losses.means - observed)
-            <= allowed + np.where(is_whole, 0, 4 * losses.errors),
-            "sum": (np.abs(losses.sums - observed) <= allowed) & is_whole,
-        }
+    means, sums = [], []
+    for batch, value in zip(batches, _losses(batches, name), strict=True):
+        observed = batch.loss or 0.0
+        allowed = LOSS_TOLERANCE * max(abs(observed), 1e-3)
+        error = 0.0 if batch.is_whole else 4 * value.error
+        means.append(abs(value.mean - observed) <= allowed + error)
+        sums.append(batch.is_whole and abs(value.sum - observed) <= allowed)
+    return means, sums

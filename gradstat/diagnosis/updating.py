@@ -228,7 +228,7 @@ class NoUpdate(Rule):
         judged = n_judged >= self.min_probes
         if not judged.any():
             return
-        groups = [layer.group for layer in run.layers]
+        groups = np.array([layer.group for layer in run.layers])
         at_zero = (probes.lrs == 0).mean(0) >= (1.0 if case.learns else self.at_zero)
         by_lr = judged & at_zero[groups]
         if by_lr.any():
@@ -245,20 +245,23 @@ class NoUpdate(Rule):
             )
             return
         unmoved = probes.updates[..., ZEROS] / probes.updates[..., NUMEL]
-        in_16_bits = np.array([layer.epsilon > 1e-4 for layer in run.layers])
+        in_16_bits = run.epsilons > 1e-4
         most = np.where(in_16_bits & (not case.learns), self.lost_in_half, self.lost)
         rounded = (unmoved > most) & has_gradient
         has_converged = case.left is not None and case.left < self.left
         if not rounded.any() or has_converged or run.skipped_steps > 0.5 * run.step:
             return
         alive = 1 - probes.slices[..., ZEROS] / probes.slices[..., NUMEL]
-        rounded &= (alive > 0.5) & (probes.lrs > 0)[:, groups]
+        rounded &= alive > 0.5
+        is_on = probes.lrs > 0
+        if not is_on.all():
+            rounded &= is_on[:, groups]
         share = rounded.sum(0) / np.maximum(n_judged, 1)
         matrix = np.zeros(len(run.layers), bool)
         matrix[run.matrices] = True
         lost = judged & matrix & (share > 0.7)
         if lost.any():
-            in_half = any(run.layers[i].epsilon > 1e-4 for i in np.flatnonzero(lost))
+            in_half = bool(in_16_bits[lost].any())
             exact = not (probes.updates[..., L2] > 0)[:, lost].any()
             yield Finding(
                 "parameters-not-updating",
@@ -276,7 +279,7 @@ class NoUpdate(Rule):
                     Measure("share of elements unmoved", float(middle(unmoved[:, lost].ravel())),
                             threshold=self.lost),
                     Measure("distance from 1 to the next number",
-                            max(layer.epsilon for layer in run.layers)),
+                            float(run.epsilons.max())),
                 ),
                 "Micikevicius et al. 2018, 1710.03740, section 3.1",
                 tuple(run.layers[i].name for i in np.flatnonzero(lost)),
@@ -304,15 +307,16 @@ class WrittenBack(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         probes = case.run.probes
+        if case.learns:
+            return
         follows = np.flatnonzero(np.diff(probes.steps) == 1)
-        if len(follows) < 2 or case.learns:
+        if len(follows) < 2:
             return
         before, after = probes.weights[follows], probes.weights[follows + 1]
         change = probes.updates[follows][..., SUM]
         moved = after[..., SUM] - before[..., SUM]
-        epsilon = np.array([layer.epsilon for layer in case.run.layers])
         noise = self.rounding * probes.updates[follows][..., ABS_SUM]
-        noise += epsilon * before[..., ABS_SUM]
+        noise += case.run.epsilons * before[..., ABS_SUM]
         is_clear = (np.abs(change) > noise) & (after[..., NANS] + after[..., INFS] == 0)
         if not is_clear.any():
             return

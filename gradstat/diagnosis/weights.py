@@ -100,7 +100,7 @@ class Initialization(Rule):
         is_hampered = case.left is None or case.left > self.left
         if usual > self.large and case.growth > 3 and case.learns and is_hampered:
             severity, scale = "warning", 0.7
-        is_plain = run.model is not None and not any("Norm" in m for m in run.model.modules)
+        is_plain = run.model is not None and not run.model.normalises
         fades = usual < self.faint and case.growth < -2.5 and not case.learns and is_plain
         swells = usual > self.swells and case.growth > self.swells and is_plain
         if swells and case.learns:
