@@ -526,28 +526,29 @@ def test_outputs_that_a_loss_only_pulls_together_collapse() -> None:
     assert raised(monitor) == ["constant-predictions"]
 
 
-class OwnAttention(nn.Module):
-    """Attention of one's own over tokens, with a table of places that may go unused."""
+class Attention(nn.Module):
+    """Attention over tokens, with a table of places that may go unused."""
 
     def __init__(self, places: bool) -> None:
         super().__init__()
         self.tokens, self.places = nn.Embedding(8, 16), nn.Embedding(12, 16)
-        self.qkv, self.head = nn.Linear(16, 48), nn.Linear(16, 2)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.head = nn.Linear(16, 2)
         self.uses_places = places
 
     def forward(self, x: Tensor) -> Tensor:
         states = self.tokens(x)
         if self.uses_places:
             states = states + self.places.weight
-        seen = functional.scaled_dot_product_attention(*self.qkv(states).chunk(3, -1))
+        seen, _ = self.attention(states, states, states)
         answer: Tensor = self.head(seen.mean(1))
         return answer
 
 
 @pytest.mark.parametrize("places", [False, True])
-def test_attention_of_ones_own_without_places_sees_no_order(places: bool) -> None:
+def test_attention_whose_places_go_unused_sees_no_order(places: bool) -> None:
     x = torch.randint(8, (ROWS, 12))
-    model = OwnAttention(places)
+    model = Attention(places)
     monitor = train(model, (x, (x[:, 0] > x[:, 1]).long()), functional.cross_entropy, steps=20)
     assert Case(monitor.evidence()).sees_no_order != places
 
@@ -559,3 +560,58 @@ def test_gradients_that_grow_into_nan_come_of_the_learning_rate(see: tuple[str, 
     assert raised(monitor)[0] == "lr-too-high"
     said = " ".join(finding.explanation for finding in monitor.diagnose())
     assert "the loss is finite" not in said
+
+
+def test_probabilities_that_round_to_0_and_1_are_no_logits() -> None:
+    x, y = binary()
+    y = torch.where(torch.rand(ROWS, 1) < 0.03, 1 - y, y)  # some are told wrong
+
+    def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+        p = outputs.clamp(1e-4, 1 - 1e-4)
+        return -(targets * p.log() + (1 - targets) * (1 - p).log()).mean()
+
+    model = nn.Sequential(*net(n_out=1), nn.Hardsigmoid())
+    assert not named(train(model, (x, y), loss_fn, steps=300), "loss-output-mismatch")
+
+
+def test_outputs_far_from_0_that_learn_to_differ_do_not_collapse() -> None:
+    x, y = numbers()
+    model = net(n_out=1)
+    adam = torch.optim.Adam(model.parameters(), 0.1)
+    see = ("inputs", "outputs", "loss")
+    monitor = train(model, (x, 30 + y), functional.mse_loss, optimizer=adam, steps=400, see=see)
+    said = " ".join(finding.explanation for finding in monitor.diagnose())
+    assert "nothing keeps them apart" not in said
+
+
+def test_outputs_may_change_their_width_from_batch_to_batch() -> None:
+    model = nn.Linear(1, 1)
+    sgd = torch.optim.SGD(model.parameters(), 0.01)
+    monitor: gradstat.Monitor = gradstat.attach(sgd, model).gradstat  # type: ignore[attr-defined]
+    for step in range(60):
+        x = torch.randn(16, 10 + step % 5)
+        outputs = model(x[..., None])[..., 0]
+        loss = (outputs - x).abs().pow(1.5).mean()
+        monitor.observe(inputs=x, outputs=outputs, targets=x, loss=loss)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        monitor.diagnose()
+    assert len({batch.shapes["outputs"] for batch in monitor.evidence().batches}) > 1
+
+
+@pytest.mark.parametrize("depth", [3.0, 0.9])
+@pytest.mark.parametrize("warms_up", [True, False])
+def test_a_loss_may_fall_faster_while_the_learning_rate_warms_up(
+    depth: float, warms_up: bool
+) -> None:
+    model = nn.Linear(8, 1)
+    sgd = torch.optim.SGD(model.parameters(), 0.01)
+    monitor: gradstat.Monitor = gradstat.attach(sgd, model).gradstat  # type: ignore[attr-defined]
+    for step in range(100):
+        sgd.param_groups[0]["lr"] = 1e-4 * (step + 1 if warms_up else 100)
+        monitor.observe(loss=-depth * (step / 90) ** 2)
+        model(torch.randn(4, 8)).mean().backward()
+        sgd.step()
+        sgd.zero_grad()
+    assert bool(named(monitor, "diverging-loss")) == (depth > 1 and not warms_up)

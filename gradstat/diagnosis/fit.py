@@ -218,7 +218,7 @@ class ClampedProbabilities(Rule):
     needs = ("outputs", "targets", "loss")
 
     beyond: float = 0.1
-    """Share of the outputs beyond 0 or 1, at least."""
+    """Share of the outputs below 0 or above 1, at least."""
 
     cheapest: float = 4.6
     """The cost in nats, at least: of a probability of 0.01."""
@@ -226,7 +226,7 @@ class ClampedProbabilities(Rule):
     dearest: float = 104.0
     """The same, at most: of the smallest of fp32."""
 
-    batches: int = 5
+    batches: int = 3
     """Batches, at least, most of which give the same cost."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
@@ -240,7 +240,7 @@ class ClampedProbabilities(Rule):
             inside = (p > 0) & (p < 1)
             right = np.where(targets == 1, p, 1 - p)
             wrong = int((right <= 0).sum())
-            shares.append(1 - float(inside.mean()))
+            shares.append(float(((p < 0) | (p > 1)).mean()))
             if wrong:
                 costs.append((batch.loss * p.size + np.log(right[inside]).sum()) / wrong)
         if len(costs) < self.batches:

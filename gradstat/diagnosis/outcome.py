@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradstat.diagnosis.curve import Shape
-from gradstat.diagnosis.finding import Finding, Measure
+from gradstat.diagnosis.finding import Finding, Measure, Severity
 from gradstat.diagnosis.medians import median
 from gradstat.diagnosis.rates import shrunk_weights
 from gradstat.diagnosis.rule import Case, Rule
@@ -42,8 +42,8 @@ class ConstantPredictions(Rule):
     """Rows from which a correlation is seen."""
 
     collapsed: float = 0.05
-    """Deviation over the rows and loss over the first ones, at most, where nothing but the outputs
-    themselves is compared."""
+    """Deviation over the rows, of their size and as it is, and loss over the first ones, at most,
+    where nothing but the outputs themselves is compared."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         likeness = self._likeness(case)
@@ -71,6 +71,7 @@ class ConstantPredictions(Rule):
                 "nothing keeps them apart",
                 Measure("deviation over the rows", spread, "of the outputs' size"),
                 0.6,
+                "warning",
             )
             return
         if spread <= self.varies:
@@ -86,7 +87,14 @@ class ConstantPredictions(Rule):
             return False
         first = median(output_spreads(case.run.batches)[:3])
         is_met = 0 <= case.loss.last < self.collapsed * case.loss.first
-        return is_met and spread < self.collapsed * first
+        if not is_met or not spread < self.collapsed * first:
+            return False
+        outputs = [b.outputs for b in case.run.batches if b.outputs is not None]
+        began, ended = (
+            median([float(rows.std(0).mean()) for rows in some if len(rows)])
+            for some in (outputs[:3], outputs[-3:])
+        )
+        return ended < self.collapsed * began
 
     def _confidence(self, case: Case) -> float:
         """Return how sure it is that nothing else is the cause: they were alike from the start.
@@ -112,6 +120,10 @@ class ConstantPredictions(Rule):
             return None
         if rows[0][0].ndim != 2 or rows[0][0].shape[1] < self.columns:
             return None
+        width = rows[0][0].shape[1:]
+        rows = [pair for pair in rows if pair[0].shape[1:] == pair[1].shape[1:] == width]
+        if not rows:
+            return None
         outputs, targets = (np.concatenate(parts) for parts in zip(*rows, strict=True))
         if len(outputs) < self.rows or not np.isfinite(outputs).all():
             return None
@@ -120,10 +132,12 @@ class ConstantPredictions(Rule):
         own = np.corrcoef((outputs - outputs.mean(0)).ravel(), (targets - targets.mean(0)).ravel())
         return float(own[0, 1])
 
-    def _finding(self, text: str, seen: Measure, confidence: float = 0.75) -> Finding:
+    def _finding(
+        self, text: str, seen: Measure, confidence: float = 0.75, severity: Severity = "error"
+    ) -> Finding:
         return Finding(
             "constant-predictions",
-            "error",
+            severity,
             confidence,
             text,
             (

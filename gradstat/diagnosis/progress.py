@@ -193,7 +193,7 @@ class Diverging(Rule):
     """How many times its first size a loss is below 0, where nothing else is known."""
 
     faster: float = 2.0
-    """Slope of the last third of a loss below 0 over that of the first, at least, where it falls
+    """Slope of the last third of a loss below -1 over that of the first, at least, where it falls
     faster and faster and is none that is known."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
@@ -238,10 +238,16 @@ class Diverging(Rule):
 
     def _falls_faster(self, case: Case, shape: Shape) -> bool:
         assert case.run.loss is not None
-        if shape.last >= 0 or len(case.run.loss) < self.many or case.task.loss is not None:
+        loss, lrs = case.run.loss, case.run.probes.lrs
+        # What stays within 1 may be a mean of probabilities, or of correlations.
+        if shape.last >= -1 or len(loss) < self.many or case.task.loss is not None:
             return False
-        tenths = np.array([median(part) for part in np.array_split(case.run.loss.finite, 10)])
-        falls = -np.diff(tenths)
+        if not lrs.size or (lrs[-1] > 1.1 * lrs[0]).any():  # steps that grow let any loss fall so
+            return False
+        is_finite = np.isfinite(loss.values)
+        steps = loss.steps[is_finite]
+        ends = np.searchsorted(steps, np.linspace(steps[0], steps[-1], 11)[1:-1])
+        falls = -np.diff([median(part) for part in np.split(loss.finite, ends)])
         return bool(
             (falls > 0).all()
             and falls[-1] > 0.9 * falls.max()

@@ -22,9 +22,6 @@ _STANDS = 0.97
 """Last validation loss over the first, and training over validation loss, from which a loss that
 has fallen has only come down to a guess."""
 
-_OF_ATTENTION = ("attn", "attention", "qkv", "q_proj", "to_q")
-"""What names of weights hold where a model attends without torch's own module."""
-
 _FAR = 1e6
 """How many times the variance of the targets the error is, from which nothing is learnt."""
 
@@ -252,8 +249,7 @@ class Case:
     def sees_no_order(self) -> bool:
         """Whether the model has attention, and nothing that tells it the places of what it sees.
 
-        Attention of one's own is known by the usual names of its weights, and a table that is used
-        by its gradient.
+        A table that is used is known by its gradient.
         """
         run, model = self.run, self.run.model
         used = np.nan_to_num(run.probes.gradients[:, run.embeddings, ABS_MAX]).any(axis=0)
@@ -261,7 +257,6 @@ class Case:
             return False
         tells = ("Conv", "RNN", "GRU", "LSTM")
         attends = "NonDynamicallyQuantizableLinear" in model.kinds  # of MultiheadAttention
-        attends |= any(part in layer.name for layer in run.layers for part in _OF_ATTENTION)
         return attends and not any(kind.startswith(tells) for kind in model.kinds)
 
     @cached_property

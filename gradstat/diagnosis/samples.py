@@ -58,11 +58,13 @@ def _stacked(
 
 
 def range_of_all(batches: Sequence[Batch], name: str) -> tuple[float, float]:
-    """Return smallest and largest number of an array in all batches; (Inf, -Inf) of none."""
+    """Return smallest and largest number of an array in all batches.
+
+    (Inf, -Inf) of none, NaN where one of them holds some.
+    """
     known = [batch.ranges[name] for batch in batches if name in batch.ranges]
-    return min([low for low, _ in known], default=math.inf), max(
-        [high for _, high in known], default=-math.inf
-    )
+    lows, highs = zip(*known, strict=True) if known else ((), ())
+    return float(np.min(lows, initial=math.inf)), float(np.max(highs, initial=-math.inf))
 
 
 def output_spreads(batches: Sequence[Batch]) -> list[float]:

@@ -228,6 +228,9 @@ class Task:
                 return None
             plain = float((accuracy - common) / (1 - common))
             return plain if self.loss is not None else max(plain, self._balanced_skill(chosen))
+        chosen = [pair for pair in chosen if pair[0].shape == pair[1].shape]
+        if not chosen:
+            return None
         errors = np.concatenate([(outputs - targets).ravel() for outputs, targets in chosen])
         variance = float(np.var(self.targets - np.mean(self.targets, axis=0)))
         if variance == 0.0 or not np.isfinite(errors).all():
