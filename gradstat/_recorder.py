@@ -83,8 +83,9 @@ class Recorder:
 
         The window starts anew where the names are others.
         """
-        window = self.window
-        if window is not None and window.device == device and window.names == tuple(names):
+        window, names = self.window, tuple(names)
+        if window is not None and window.device == device and window.names == names:
+            window.names = names  # the very tuple, which `measure` asks for
             return False
         self._make_room(names, device)
         return True

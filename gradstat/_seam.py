@@ -91,6 +91,7 @@ class Seam:
         self._is_stepping = False
         self._has_nested = False
         self._has_only_measured = False
+        self._is_refused = False
         self._is_phantom = False
         self._has_failed = False
         self._saved: dict[str, Any] | None = None
@@ -145,7 +146,7 @@ class Seam:
         if self._loan.is_out:  # the last step raised, and somebody keeps the exception
             self._loan.forget_gradients()
             self._loan.give_back()
-        self._skipped = self._has_only_measured = False
+        self._skipped = self._has_only_measured = self._is_refused = False
         self._parameters = self.watched.parameters(optimizer.param_groups)
         self._is_phantom = "closure" in kwargs and _is_phantom(optimizer, kwargs, self._parameters)
         if self._is_phantom or self._has_failed:
@@ -206,9 +207,11 @@ class Seam:
             return False
         try:
             recorder.begin(())
-            return self._measures(optimizer)
+            if recorder.is_recording:
+                self._is_refused = not self._measures(optimizer)
         except Exception:
             return False
+        return not self._is_refused
 
     def _begin(self, optimizer: Optimizer) -> None:
         if self._accumulation.is_following:
@@ -298,7 +301,9 @@ class Seam:
         is_probed = self._probes.under_way is not None
         is_looked_at = recorder.is_recording or is_probed
         only_measures = self._only_watches and not clipper.acts
-        if only_measures and (not is_looked_at or self._measures(optimizer)):
+        if only_measures and not is_looked_at:
+            return
+        if only_measures and not self._is_refused and self._measures(optimizer):
             return
         batch = _kernels.gather(parameters, take_grad=True, name_of=self._name_of)
         if batch.is_empty:

@@ -293,8 +293,7 @@ struct BF16 : Wide16<split_bf16> {
 #endif
 };
 
-// Registers of n elements one by one. Missing ones of the last are zeros; the caller takes them
-// off.
+// Registers of n elements one by one. Zeros that fill up the last are taken off again.
 template <class Type, bool kCareful>
 inline void run_steps(const typename Type::Element* at, int64_t n, Lanes32* lanes, Block32* block) {
   Lanes32 sums = *lanes;  // a copy stays in registers
@@ -338,6 +337,9 @@ template <class Type>
 class Moments32 {
  public:
   using Element = typename Type::Element;
+
+  // Makes no block run again for a zero.
+  void expect_zeros() { any_zeros_ = true; }
 
   // Adds at most kBlock elements; returns how many are NaN. `beside` meets each of them once as
   // soon as it lies in the L1 cache.
@@ -445,7 +447,7 @@ class Moments32 {
   Lanes32 lanes_;
   bool begun_ = false;
   bool negatives_ = false;  // whether one was met
-  bool any_zeros_ = false;
+  bool any_zeros_ = false;  // met, or expected
   uint32_t max_bits_ = 0;
   uint32_t min_bits_less_1_ = 0xffffffffu;
   int64_t zeros_ = 0;

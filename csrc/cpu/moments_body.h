@@ -77,6 +77,7 @@ template <class OfChunk>
 void moments_of(const void* data, int64_t n, Moments* result, uint32_t* histogram) {
   const auto* from = static_cast<const typename OfChunk::Element*>(data);
   OfChunk moments;
+  if (n <= kBlock) moments.expect_zeros();  // a lone block would be read twice for one
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     moments.add_block(from + begin, n - begin < kBlock ? n - begin : kBlock, histogram,
                       Nothing<typename OfChunk::Element>());
