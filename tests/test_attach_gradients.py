@@ -182,6 +182,33 @@ def test_measuring_in_one_call_leaves_what_measuring_in_several_does(
     assert (next(probes) == next(probes)).all()
 
 
+def test_another_list_of_the_same_parameters_is_measured_in_one_call_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = _kernels.measurer
+    answers: list[bool] = []
+
+    def counted(*args: Any) -> Any:
+        measure = made(*args)
+        assert measure is not None
+
+        def told(*args: Any) -> bool:
+            answers.append(measure(*args))
+            return answers[-1]
+
+        return told
+
+    monkeypatch.setattr(_kernels, "measurer", counted)
+    model = make_model()
+    optimizer = gradstat.attach(sgd(model), model)
+    train(model, optimizer, 3)
+    for group in optimizer.param_groups:
+        group["params"] = list(group["params"])
+    train(model, optimizer, 3)
+    assert answers == [True] * 4  # not in the first step with each list
+    assert list(monitor_of(optimizer).recorded_steps) == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_gradient_that_cannot_be_measured_stops_a_watcher_only() -> None:
     class Idle(torch.optim.Optimizer):
         def step(self, closure: Any = None) -> None:
