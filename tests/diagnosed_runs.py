@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +112,25 @@ def train(
                 monitor.observe(val_loss=loss_fn(model(val[0]), val[1]))
             model.train()
     monitor._kept_alive = attached  # type: ignore[attr-defined]
+    return monitor
+
+
+def told(
+    losses: Iterable[float], val_losses: Iterable[float] = (), lrs: Iterable[float] = repeat(0.01)
+) -> gradstat.Monitor:
+    """A run that says these losses and then these of validation, whatever it trains."""
+    model = nn.Linear(8, 1)
+    sgd = torch.optim.SGD(model.parameters())
+    monitor: gradstat.Monitor = gradstat.attach(sgd, model).gradstat  # type: ignore[attr-defined]
+    for loss, lr in zip(losses, lrs, strict=False):
+        sgd.param_groups[0]["lr"] = lr
+        monitor.observe(loss=loss)
+        model(torch.randn(4, 8)).mean().backward()
+        sgd.step()
+        sgd.zero_grad()
+    for val_loss in val_losses:
+        monitor.observe(val_loss=val_loss)
+    monitor._kept_alive = sgd  # type: ignore[attr-defined]
     return monitor
 
 
