@@ -178,7 +178,7 @@ py::object measurer(const py::object& tables, const py::object& decisions,
       METH_FASTCALL, nullptr};
   const auto places = tables.attr("size")(0).cast<int64_t>();
   const auto n_rows = tables.attr("size")(1).cast<int64_t>();
-  const TensorList on_cpu(py::list(), false);
+  const TensorList on_cpu(py::list(), false);  // no tensors: what goes with them is on the CPU
   auto rows = std::make_unique<WindowRows>(
       WindowRows{tables, decisions, clip, {}, nullptr, nullptr, places, n_rows - 1});
   rows->clip.out = decisions;

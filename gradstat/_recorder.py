@@ -51,13 +51,13 @@ class Recorder:
         self.histogram_every: int | None = None
         """Recorded steps from one to the next whose gradients' magnitudes are counted."""
 
-        self._has_measured = False
         self.histogram: Histogram | None = None
         """Magnitudes of the gradients of that step, where they are counted."""
 
         self.window: Window | None = None
         self.wants_weights = weights or updates
         self.wants_updates = updates
+        self._has_measured = False
         self._scratch: tuple[Tensor, Tensor] | None = None
         self._powers: Tensor | None = None
         self._weights: Tensor | None = None
@@ -145,10 +145,10 @@ class Recorder:
     @property
     def decision(self) -> Tensor | None:
         """Decision on the step under way or the newest; None where it was not measured."""
-        if not self._has_measured or self.window is None or self._scratch is None:
+        window, scratch = self.window, self._scratch
+        if not self._has_measured or window is None or scratch is None:
             return None
-        window = self.window
-        return window.decisions[window.newest] if self.is_recording else self._scratch[1]
+        return window.decisions[window.newest] if self.is_recording else scratch[1]
 
     def keep(self) -> None:
         """Count what has been written to the rows of the step."""

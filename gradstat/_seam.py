@@ -192,7 +192,8 @@ class Seam:
         """Measure the gradients if nothing else is due in this step; return whether that was done.
 
         Most steps of a run that is only watched are such ones, and small: what they cost is the
-        Python around them. Where it fails `_begin_and_measure` comes next, and fails the same way.
+        Python around them. Where the gradients are refused, or measuring them fails,
+        `_begin_and_measure` comes next: what it meets, it reports.
         """
         recorder, clipper = self._recorder, self._clipper
         if (
