@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from time import monotonic
 from typing import Any
 
 from gradstat.diagnosis import Finding
 
 FIRST = 256
 """Steps after which the first look is worth it; the next ones come after twice as many each."""
+
+SHARE = 0.01
+"""Of the time since the last look, or since the start, the most that the next one may take."""
+
+FIRST_TAKES = 0.005
+"""Seconds that the first look is taken to need; of each later one, what the last one needed."""
 
 FIRST_TO_KEEP = 32
 """The same where somebody keeps all that is found: a short run has its findings too."""
@@ -24,12 +31,15 @@ class Rounds:
     """When to look, and what has been told.
 
     Args:
-        every: Steps from one look to the next; 0: at `FIRST` and after twice as many steps each
-            time; None: never.
+        every: Steps from one look to the next. 0: at `FIRST` and after twice as many steps each
+            time, or as soon after that as a look takes no more than `SHARE`; where somebody keeps
+            all that is found, at steps that are the same in each run. None: never.
     """
 
     def __init__(self, every: int | None) -> None:
         self._every = every
+        self._next = FIRST
+        self._not_before = monotonic() + FIRST_TAKES / SHARE
         self._told: set[str] = set()
         self.callbacks: list[Callable[[Finding], Any]] = []
         """Called for each cause that is new."""
@@ -44,19 +54,23 @@ class Rounds:
         """Whether to look after this many finished steps."""
         if self._every is None:
             return False
-        if self._every == 0:
-            first = FIRST_TO_KEEP if self.listeners else FIRST
-            return step >= first and step & (step - 1) == 0
-        return step % self._every == 0
+        if self._every:
+            return step % self._every == 0
+        if self.listeners:
+            return step >= FIRST_TO_KEEP and step & (step - 1) == 0
+        return step >= self._next and monotonic() >= self._not_before
 
     def tell(self, findings: Callable[[], Iterable[Finding]], step: int) -> None:
         """Log and pass on the causes that are new; a look that fails is the last."""
+        start = monotonic()
         try:
             found = list(findings())
         except Exception:  # a run that is only watched must go on
             self._every = None
             _logger.exception("gradstat could not look at the run and will not try again")
             return
+        end = monotonic()
+        self._next, self._not_before = 1 << step.bit_length(), end + (end - start) / SHARE
         for listener in self.listeners:
             listener(found)
         if self._every == 0 and step < FIRST:

@@ -245,9 +245,11 @@ class Monitor(Readings):
     def on_finding(self, callback: Callable[[Finding], Any]) -> Callable[[Finding], Any]:
         """Call ``callback(finding)`` for each cause that is found while training, once for a code.
 
-        The run is looked at after 256, 512, 1024, ... steps, or every so many as `attach` was asked
-        for with ``diagnose``. New causes also go to the logger ``gradstat``, as warnings. What the
-        callback raises comes out of ``optimizer.step()``. Does not synchronise.
+        The run is looked at after 256, 512, 1024, ... steps, or as soon after that as a look takes
+        no more than a hundredth of the time since the last one (with a run log exactly then), or
+        every so many steps as `attach` was asked for with ``diagnose``. New causes also go to the
+        logger ``gradstat``, as warnings. What the callback raises comes out of
+        ``optimizer.step()``. Does not synchronise.
 
         Returns:
             ``callback``, so that this serves as a decorator.

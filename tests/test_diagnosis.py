@@ -311,9 +311,49 @@ def test_new_causes_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.records) == 2
 
 
-def test_looks_come_at_doubling_steps_or_as_asked() -> None:
+class Clock:
+    """Stands in for the time, which goes on only where it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def passes(self, seconds: float) -> list[Finding]:
+        self.now += seconds
+        return []
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("gradstat._rounds.monotonic", clock)
+    return clock
+
+
+@pytest.mark.parametrize(
+    ("step_seconds", "look_steps", "looks"),
+    [
+        (2**-3, 2**-4, [256, 512, 1024, 2048]),
+        (2**-10, 10, [512, 1512, 2512]),  # the first may take 5 ms, the next what the last one took
+        (2**-13, 10, []),
+    ],
+)
+def test_looks_come_at_doubling_steps_and_take_a_hundredth_of_the_time(
+    clock: Clock, step_seconds: float, look_steps: float, looks: list[int]
+) -> None:
+    rounds, found = Rounds(0), []
+    for step in range(1, 2561):
+        clock.passes(step_seconds)
+        if rounds.is_due(step):
+            found.append(step)
+            rounds.tell(lambda: clock.passes(look_steps * step_seconds), step)
+    assert found == looks
+
+
+def test_looks_of_which_all_is_kept_or_that_were_asked_for_come_at_their_steps() -> None:
     steps = range(1, 1025)
-    assert [s for s in steps if Rounds(0).is_due(s)] == [256, 512, 1024]
     heard = Rounds(0)
     heard.listeners.append(lambda _: None)
     assert [s for s in steps if heard.is_due(s)] == [32, 64, 128, 256, 512, 1024]

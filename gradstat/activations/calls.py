@@ -52,13 +52,18 @@ def is_activation(name: str, args: Sequence[Any], kwargs: Arguments, output: Any
     if name not in ACTIVATIONS or not isinstance(output, Tensor) or output.is_nested:
         return False
     given = args[0] if args else kwargs.get("input")
-    if isinstance(given, nn.Parameter) or isinstance(getattr(given, "_base", None), nn.Parameter):
+    if _is_parameter(given) or _is_parameter(getattr(given, "_base", None)):
         return False
     if name not in _CLAMPS:
         return True
     low, high = (*args[1:3], None, None)[:2]
     low, high = kwargs.get("min", low), kwargs.get("max", high)
     return output.requires_grad and isinstance(low, int | float) and low == 0 and high is None
+
+
+def _is_parameter(value: object) -> bool:
+    # Of what it mostly is, the type is seen at once; torch's check is a function of Python.
+    return type(value) not in (Tensor, type(None)) and isinstance(value, nn.Parameter)
 
 
 def bounds_of(kind: Kind, args: Sequence[Any], kwargs: Arguments) -> tuple[Kind, Bounds]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -100,18 +100,16 @@ class Layers:
     def _made_by(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], made: Tensor
     ) -> Layer:
-        if name in _CONVOLUTIONS:
-            layer = Layer(made.dim() - 1 - _CONVOLUTIONS[name])
-        elif name in _SCORES:
+        if name in _SCORES:
             has_parameter = any(map(self._is_of_parameter, _tensors((*args, *kwargs.values()))))
-            layer = Layer(-1, is_scores=not has_parameter)
-        else:
-            layer = Layer(-1)
-        weight = args[1] if len(args) > 1 else kwargs.get("weight")
-        known = self._weights.get(id(weight))
-        if known is not None and isinstance(weight, Tensor) and name in _HAS_ROWS_OF_UNITS:
-            layer = layer._replace(weight=known, rows=weight.size(0))
-        return layer
+            return Layer(-1, is_scores=not has_parameter)
+        unit_dim = made.dim() - 1 - _CONVOLUTIONS[name] if name in _CONVOLUTIONS else -1
+        if name in _HAS_ROWS_OF_UNITS:
+            weight = args[1] if len(args) > 1 else kwargs.get("weight")
+            known = self._weights.get(id(weight))
+            if known is not None and isinstance(weight, Tensor):
+                return Layer(unit_dim, known, weight.size(0))
+        return Layer(unit_dim)
 
     def _is_of_parameter(self, tensor: Tensor) -> bool:
         """Whether it is a parameter, or a view of one as a tied weight's transpose is."""
@@ -128,11 +126,13 @@ class Layers:
         return first
 
 
-def _tensors(values: Sequence[object]) -> Iterator[Tensor]:
-    """Yield the tensors among values and in lists of them, but no nested one: it has no shape."""
+def _tensors(values: Sequence[object]) -> list[Tensor]:
+    """Return the tensors among values and in lists of them, but no nested one: it has no shape."""
+    found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
             if not value.is_nested:
-                yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
+                found.append(value)
+        elif isinstance(value, (list, tuple)):  # as a union it would be made anew at each call
+            found += _tensors(value)
+    return found
