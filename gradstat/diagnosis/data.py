@@ -64,6 +64,10 @@ class InputScale(Rule):
     unlike: float = 100.0
     """Ratio of the largest feature's deviation to the median one's, where the former is `large`."""
 
+    still: float = 0.02
+    """Spread of the loss from step to step, and change over the second half, over its last value,
+    at most, where one that has fallen to less than a tenth stands still."""
+
     def judge(self, case: Case) -> Iterator[Finding]:
         rows = case.input_rows
         if rows.shape[0] < 2:
@@ -85,8 +89,9 @@ class InputScale(Rule):
             return
         normal = median(deviations[deviations > 0])
         widest = float(deviations.max())
-        severity = "info" if case.is_well else "error" if rms > 10 * self.large else "warning"
-        certainty = 0.4 if case.is_well else 0.9
+        is_well = case.is_well and not self._has_only_come_down(case)
+        severity = "info" if is_well else "error" if rms > 10 * self.large else "warning"
+        certainty = 0.4 if is_well else 0.9
         if rms > self.large:
             yield self._finding(
                 f"the inputs are {rms:.3g} in size where initialisations assume about 1: "
@@ -118,6 +123,17 @@ class InputScale(Rule):
                 severity,
                 Measure("root mean square of the inputs", rms, threshold=self.small),
             )
+
+    def _has_only_come_down(self, case: Case) -> bool:
+        """Whether the loss has fallen far and stands, where nothing else tells how well a run is.
+
+        Large inputs make a large loss, of which a model that learns to pass over them gets rid.
+        """
+        shape = case.loss
+        if shape is None or case.has_scale or case.run.val_loss is not None:
+            return False
+        stands = abs(shape.trend) < max(2 * shape.trend_error, self.still * abs(shape.last))
+        return stands and shape.noise < self.still * shape.last < self.still * shape.first / 10
 
     def _finding(
         self, text: str, remedy: tuple[str, ...], confidence: float, severity: str, *seen: Measure
@@ -156,6 +172,13 @@ class UnseenInputs(Rule):
     least: float = 6.0
     """The same in each of them: a bias's gradient is small now and then by chance."""
 
+    lost: float = 0.5
+    """Update over weight from which what the weights were is lost, and the gradients after it tell
+    nothing."""
+
+    large_alone: float = 75.0
+    """`large` where a single step tells."""
+
     cancelled: float = 1e6
     """The same from which the bias's gradient is what rounding leaves of rows that cancel."""
 
@@ -164,7 +187,7 @@ class UnseenInputs(Rule):
 
     def judge(self, case: Case) -> Iterator[Finding]:
         run = case.run
-        if "inputs" in run.observed or case.learns or len(run.matrices) < 2:
+        if "inputs" in run.observed or case.is_well or len(run.matrices) < 2:
             return  # the rows' parts of a single layer's bias cancel in large batches
         if run.model is None or run.model.normalises:
             return
@@ -174,7 +197,8 @@ class UnseenInputs(Rule):
         if not module.startswith(_WITH_BIAS):  # of attention the keys' bias has no gradient
             return
         biases = [i for i, layer in enumerate(run.layers) if layer.name == _bias_of(first)]
-        gradients = run.probes.gradient_rms[:4]
+        is_lost = np.append(case.total_update_ratio[:3] > self.lost, True)
+        gradients = run.probes.gradient_rms[: 1 + int(is_lost.argmax())]
         if not biases or run.matrices[0] > biases[0] or not len(gradients):
             return
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -183,7 +207,8 @@ class UnseenInputs(Rule):
         if not ratios.size or ratios.min() < self.least:
             return
         ratio = median(ratios)
-        if not self.large < ratio < self.cancelled:
+        least = self.large if len(ratios) > 1 else self.large_alone
+        if not least < ratio < self.cancelled:
             return
         yield Finding(
             "bad-inputs",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradstat.diagnosis.evidence import Floats
+from gradstat.diagnosis.evidence import Batch, Floats
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.medians import median, quantiles
 from gradstat.diagnosis.rule import Case, Rule
@@ -22,13 +22,32 @@ def mismatch(text: str, remedy: tuple[str, ...], confidence: float, *seen: Measu
     return Finding("loss-output-mismatch", "error", confidence, text, remedy, seen, SOURCE)
 
 
-def _sum_to_1_over_rows(outputs: Floats) -> bool:
-    """Whether outputs, or their exponentials, are probabilities in each column, not in each row."""
-    if outputs.ndim != 2 or len(outputs) < 2 or outputs.shape[1] < 2:
+def _sum_to_1_over_rows(batch: Batch) -> bool:
+    """Whether outputs, or their exponentials, are probabilities in each column, not in each row.
+
+    In each column of all rows, or of those of one sequence.
+    """
+    outputs = batch.outputs
+    if outputs is None or outputs.ndim != 2 or len(outputs) < 2 or outputs.shape[1] < 2:
         return False
-    is_log = bool((outputs <= 0).all())
-    columns = (np.exp(outputs) if is_log else outputs).T
-    return are_probabilities(columns) and not are_probabilities(columns.T)
+    rows = np.exp(outputs) if (outputs <= 0).all() else outputs
+    if are_probabilities(rows):
+        return False
+    for length in {len(rows), *_lengths(batch)}:
+        n_sequences = len(rows) // length
+        sequences = rows[: n_sequences * length].reshape(n_sequences, length, -1)
+        if are_probabilities(sequences.swapaxes(1, 2).reshape(-1, length)):
+            return True
+    return False
+
+
+def _lengths(batch: Batch) -> set[int]:
+    """Return how many of the rows of a batch's outputs may be those of one sequence."""
+    shape, given = batch.shapes["outputs"], batch.shapes.get("inputs", ())
+    lengths = set(shape[1:]) if len(shape) == 3 else set()
+    if len(given) > 1 and given[0] and shape[0] % given[0] == 0:
+        lengths.add(shape[0] // given[0])
+    return {length for length in lengths if 1 < length <= len(batch.outputs)}  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -76,13 +95,13 @@ class ProbabilitiesAsLogits(Rule):
                     "largest sum of a row less 1", max(abs(o.sum(-1) - 1).max() for o in outputs)
                 ),
             )
-        if task.loss.name == "cross-entropy" and all(map(_sum_to_1_over_rows, outputs)):
+        if task.loss.name == "cross-entropy" and all(map(_sum_to_1_over_rows, paired)):
             yield mismatch(
-                "each column of the outputs sums to 1, as after a softmax over the rows: what one "
-                "row gets depends on the others of its batch",
-                ("remove the softmax and give the loss the logits", "else take dim=-1"),
+                "the outputs of a class sum to 1 over the rows, as after a softmax along the wrong "
+                "dimension: what one row gets depends on the others",
+                ("remove the softmax and give the loss the logits", "else take that of classes"),
                 0.96,
-                Measure("rows that share a sum of 1", float(len(outputs[0]))),
+                Measure("rows of a batch that are looked at", float(len(outputs[0]))),
             )
         if len(finite) < self.min_samples:
             return
@@ -160,7 +179,9 @@ class CutLogits(Rule):
         late = [b.outputs.ravel() for b in case.late if b.outputs is not None]
         zeros = float((outputs == 0).mean())
         edges = float((np.abs(np.concatenate(late)) > 0.96).mean()) if late else 0.0
-        if low >= 0 and high > 1 and zeros > self.zeros:
+        model = case.run.model
+        ends_so = model is not None and model.modules[-1:] == ("ReLU",)
+        if low >= 0 and (high > 1 or ends_so) and zeros > self.zeros:
             yield mismatch(
                 "no logit is ever negative and many are exactly 0, as after ReLU: a class that is "
                 "0 gets no gradient, and none can be ruled out",

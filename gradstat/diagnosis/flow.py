@@ -141,6 +141,10 @@ class Exploding(Rule):
     beyond_doubt: float = 1e6
     """The same from which a loss that has fallen says nothing: from such a start any does."""
 
+    grown_in_time: float = 10.0
+    """The same of a recurrent weight in the first step, where the last layer's gradient is less
+    than half as large: what is large by the loss is so there first."""
+
     spike: float = 50.0
     """Largest total norm over the median of those before it: late ones may be small because the run
     has converged."""
@@ -163,10 +167,19 @@ class Exploding(Rule):
         largest = float(np.nanmax(np.where(np.isfinite(matrices), matrices, 0), initial=0))
         if case.learns and largest < self.beyond_doubt:
             return
+        through_time = self._through_time(case)
         if largest > self.grown:
             confidence = float(min(0.95, 0.75 + 0.05 * np.log10(largest / self.grown)))
             seen = Measure("gradient over weight", largest, threshold=self.grown)
             text = f"gradients are {largest:.2g} times as large as the weights they are to correct"
+        elif through_time > self.grown_in_time:
+            confidence = 0.8
+            seen = Measure("first gradient of a recurrent weight over the weight", through_time,
+                           threshold=self.grown_in_time)  # fmt: skip
+            text = (
+                "from the first step on, before any update, a recurrent weight's gradient is "
+                f"{through_time:.2g} times the weight: it grows with each step back in time"
+            )
         elif (
             norms.size >= 20
             and not case.is_steady
@@ -191,6 +204,19 @@ class Exploding(Rule):
             (seen, Measure("largest total norm", float(norms.max()))),
             "Pascanu et al. 2013, 1211.5063",
         )
+
+    def _through_time(self, case: Case) -> float:
+        """Return how many times a recurrent weight its gradient is, as the run begins.
+
+        0 where the gradient of the last layer, through which the loss comes in, is as large.
+        """
+        run = case.run
+        if not run.recurrent or not len(run.probes.steps) or run.probes.steps[0] != 1:
+            return 0.0
+        gradients, weights = run.probes.gradient_rms[0], run.probes.weight_rms[0]
+        last = gradients[run.matrices[-1]]
+        grown = [gradients[i] / weights[i] for i in run.recurrent if gradients[i] > 2 * last]
+        return float(np.max(grown, initial=0.0))
 
 
 @dataclass(frozen=True)

@@ -336,6 +336,10 @@ class Underfitting(Rule):
     dropout_alone: float = 0.85
     """The same where it is not known how much of the loss is left."""
 
+    fallen: float = 0.3
+    """Fall of the loss over its first value, up to which dropout keeps it from falling where it
+    ends above that of validation."""
+
     stalled: float = 0.05
     """Change over the second half of the run, over the last value, at most."""
 
@@ -385,10 +389,9 @@ class Underfitting(Rule):
             least = float(np.nanmin(weights[-1] / weights[0]))
             seen = Measure("least of a weight's last size over its first", least, threshold=0.5)
             seen = seen.only("below")
-        elif (
-            run.model is not None
-            and run.model.dropout >= self.dropout_alone
-            and not shape.still_falls
+        elif run.model is not None and (
+            (run.model.dropout >= self.dropout_alone and not shape.still_falls)
+            or (run.model.dropout >= self.dropout and self._is_held_back(case, shape))
         ):
             seen = Measure("dropout", run.model.dropout, threshold=self.dropout_alone)
         else:
@@ -403,6 +406,13 @@ class Underfitting(Rule):
             (seen,),
             "Goodfellow et al. 2016, Deep Learning, section 5.2",
         )
+
+    def _is_held_back(self, case: Case, shape: Shape) -> bool:
+        """Whether a loss that has hardly fallen is above that of validation, without dropout."""
+        val = case.run.val_loss
+        if val is None or not val.finite.size or shape.fall > self.fallen:
+            return False
+        return float(val.finite[-1]) < shape.last
 
     def _is_text(self, case: Case) -> bool:
         """Whether tokens are to be told from tokens: what is left is the text's own entropy."""

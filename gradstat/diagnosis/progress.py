@@ -315,17 +315,11 @@ class HardlyBegun(Rule):
     of_all: float = 0.25
     """Fall over the second half over the whole fall, at least: what comes to its end has less."""
 
-    several: int = 5
+    several: int = 4
     """Validation losses that fall throughout, from which a fall is sure."""
 
     usual: float = 1e-3
     """Median update over weight, below which steps are small (Karpathy, cs231n)."""
-
-    default: float = 0.577
-    """Gain that torch's layers begin with: a uniform distribution up to the root of 1 / fan-in."""
-
-    nearly: float = 0.04
-    """Distance from it, at most."""
 
     def judge(self, case: Case) -> Iterator[Finding]:
         shape, val = case.loss, case.run.val_loss
@@ -357,23 +351,16 @@ class HardlyBegun(Rule):
     def _falls_throughout(self, case: Case) -> bool:
         """Whether each of several validation losses lies below the one before."""
         val = case.run.val_loss
-        if val is None or len(val.finite) < self.several or not self._is_fresh(case):
+        if val is None or len(val.finite) < self.several or not case.is_fresh:
             return False
         return bool((np.diff(val.finite) < 0).all())
 
     def _crawls(self, case: Case) -> bool:
         """Whether steps are small, where without targets a loss may be an adversary's."""
-        if case.is_supervised or case.may_be_adversary or not self._is_fresh(case):
+        if case.is_supervised or case.may_be_adversary or not case.is_fresh:
             return False
         ratio = case.total_update_ratio
         return median(ratio[np.isfinite(ratio)]) < self.usual
-
-    def _is_fresh(self, case: Case) -> bool:
-        """Whether weights began as torch makes them, so that this is no fine-tuning."""
-        if not len(case.run.probes.steps) or case.run.probes.steps[0] != 1:
-            return False
-        gains = case.run.probes.first_std[case.run.matrices] * case.root_fans
-        return bool(gains.size) and bool((np.abs(gains - self.default) < self.nearly).mean() >= 0.5)
 
 
 @dataclass(frozen=True)
@@ -396,6 +383,9 @@ class Oscillating(Rule):
     gained: float = 0.9
     """Largest one over that of a guess then, at most."""
 
+    least: float = 3e-4
+    """Largest update over weight from which swings are made by steps: a third of what is usual."""
+
     of_first: float = 0.15
     """The same spread over the first value, at least: near zero all losses look unsteady."""
 
@@ -406,7 +396,7 @@ class Oscillating(Rule):
         optimizer = case.run.optimizer
         if case.learns and not (optimizer and optimizer.momentum >= self.momentum):
             return
-        if self._is_noise(case):
+        if self._is_noise(case) or self._stands(case):
             return
         half = loss.finite[len(loss.finite) // 2 :]
         low, middle, high = quantiles(half, [0.1, 0.5, 0.9])
@@ -431,6 +421,12 @@ class Oscillating(Rule):
             ),
             "AutoTrainer (Zhang et al. 2021), oscillating loss",
         )
+
+    def _stands(self, case: Case) -> bool:
+        """Whether no step changes the weights enough to make a loss swing."""
+        ratio = case.total_update_ratio
+        finite = ratio[np.isfinite(ratio)]
+        return bool(finite.size) and float(finite.max()) < self.least
 
     def _is_noise(self, case: Case) -> bool:
         """Whether it is the batches that differ: what is learnt holds, and stands still."""

@@ -97,7 +97,7 @@ class TooHigh(Rule):
     swept: float = 5.0
     """Last size of a weight over its first."""
 
-    left_swept: float = 0.4
+    left_swept: float = 0.3
     """Share of a guess's loss that is left then in a run that learns, at least."""
 
     sound: float = 0.2
@@ -290,6 +290,17 @@ class TooLow(Rule):
     usual_lr: float = 0.01
     """Rate of SGD that is usual: a step that is too small all the same is a small gradient's."""
 
+    hardly: float = 0.95
+    """Share of a guess's loss that is left, at least, or of the first loss, where a fall is steady
+    and hardly one."""
+
+    several: int = 5
+    """Validation losses, each below the one before, by which a fall is steady."""
+
+    started_low: float = 0.5
+    """First loss of weights that did not begin as torch makes them, up to which they were trained
+    before, where a guess's is not known: small steps are meant then."""
+
     min_steps: int = 30
 
     def judge(self, case: Case) -> Iterator[Finding]:
@@ -312,6 +323,8 @@ class TooLow(Rule):
             abs(shape.fall) < 0.1 or abs(shape.first - shape.last) < 3 * shape.noise or has_ended
         )
         slow = usual < self.usual or reach < self.reach or has_ended
+        if self._was_trained(case):
+            return
         crawls = usual < self.fair and self._crawls(case)
         optimizer = run.optimizer
         is_faint = (
@@ -325,8 +338,10 @@ class TooLow(Rule):
         is_held = (
             case.is_clipped
             and float(run.probes.total_norms.max(initial=0.0)) < self.clipped_at
-            and reach < self.reach_of_clipped
-            and (shape is None or stands)
+            and (
+                (reach < self.reach_of_clipped and (shape is None or stands))
+                or (reach < self.far and shape is not None and shape.still_falls)
+            )
         )
         if not ((slow and (stands or shape is None)) or crawls or is_faint or is_held):
             return
@@ -360,11 +375,23 @@ class TooLow(Rule):
             SOURCE,
         )
 
+    def _was_trained(self, case: Case) -> bool:
+        shape, val = case.loss, case.run.val_loss
+        if shape is None or val is None or case.task.chance is not None or case.is_fresh:
+            return False
+        starts_low = 0 <= shape.first < self.started_low and val.finite[:1].sum() < self.started_low
+        return starts_low and bool(case.run.probes.steps[0] == 1)
+
     def _crawls(self, case: Case) -> bool:
         """Whether the loss falls, steadily but so slowly that hardly anything is gained."""
         shape, chance, val = case.loss, case.task.chance, case.run.val_loss
-        if shape is None or chance is None or shape.last < 0.85 * chance:
+        if shape is None or -shape.trend < 2 * shape.trend_error:
             return False
-        if val is None or not val.finite.size or val.finite.min() > 0.98 * val.finite[0]:
+        if chance is None and val is not None:
+            is_sure = len(val.finite) >= self.several and bool((np.diff(val.finite) < 0).all())
+            return is_sure and case.is_fresh and shape.fall < 1 - self.hardly
+        if chance is None or shape.fall < 0.02:
             return False
-        return -shape.trend > 2 * shape.trend_error and shape.fall > 0.02
+        if val is None or not val.finite.size:
+            return case.is_fresh and shape.last > self.hardly * chance
+        return shape.last > 0.85 * chance and bool(val.finite.min() < 0.98 * val.finite[0])

@@ -22,6 +22,12 @@ _STANDS = 0.97
 """Last validation loss over the first, and training over validation loss, from which a loss that
 has fallen has only come down to a guess."""
 
+_DEFAULT_GAIN = 0.577
+"""Of the weights that torch's layers begin with: uniform up to the root of 1 / fan-in."""
+
+_NEARLY = 0.04
+"""Distance from it, at most."""
+
 _FAR = 1e6
 """How many times the variance of the targets the error is, from which nothing is learnt."""
 
@@ -287,6 +293,15 @@ class Case:
         layers = self.run.layers
         roots: Floats = np.sqrt([layers[i].fan_in for i in self.run.matrices])
         return roots
+
+    @cached_property
+    def is_fresh(self) -> bool:
+        """Whether most weights began as torch makes them, so that this is no fine-tuning."""
+        probes = self.run.probes
+        if not len(probes.steps) or probes.steps[0] != 1:
+            return False
+        gains = probes.first_std[self.run.matrices] * self.root_fans
+        return bool(gains.size) and bool((np.abs(gains - _DEFAULT_GAIN) < _NEARLY).mean() >= 0.5)
 
     @cached_property
     def growth(self) -> float:
