@@ -64,7 +64,7 @@ class InputScale(Rule):
     unlike: float = 100.0
     """Ratio of the largest feature's deviation to the median one's, where the former is `large`."""
 
-    still: float = 0.02
+    still: float = 0.1
     """Spread of the loss from step to step, and change over the second half, over its last value,
     at most, where one that has fallen to less than a tenth stands still."""
 
@@ -173,11 +173,11 @@ class UnseenInputs(Rule):
     """The same in each of them: a bias's gradient is small now and then by chance."""
 
     lost: float = 0.5
-    """Update over weight from which what the weights were is lost, and the gradients after it tell
-    nothing."""
+    """Update over weight from which a first step loses the weights, and the gradients after it may
+    tell nothing."""
 
     large_alone: float = 75.0
-    """`large` where a single step tells."""
+    """`large` of that step alone then."""
 
     cancelled: float = 1e6
     """The same from which the bias's gradient is what rounding leaves of rows that cancel."""
@@ -197,18 +197,15 @@ class UnseenInputs(Rule):
         if not module.startswith(_WITH_BIAS):  # of attention the keys' bias has no gradient
             return
         biases = [i for i, layer in enumerate(run.layers) if layer.name == _bias_of(first)]
-        is_lost = np.append(case.total_update_ratio[:3] > self.lost, True)
-        gradients = run.probes.gradient_rms[: 1 + int(is_lost.argmax())]
+        gradients = run.probes.gradient_rms[:4]
         if not biases or run.matrices[0] > biases[0] or not len(gradients):
             return
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = gradients[:, run.matrices[0]] / gradients[:, biases[0]]
-        ratios = ratios[np.isfinite(ratios)]
-        if not ratios.size or ratios.min() < self.least:
-            return
-        ratio = median(ratios)
-        least = self.large if len(ratios) > 1 else self.large_alone
-        if not least < ratio < self.cancelled:
+        ratio = self._ratio(ratios)
+        if ratio is None and case.total_update_ratio[0] > self.lost:
+            ratio = self._ratio(ratios[:1], self.large_alone)
+        if ratio is None:
             return
         yield Finding(
             "bad-inputs",
@@ -226,6 +223,14 @@ class UnseenInputs(Rule):
             "LeCun et al. 1998, Efficient BackProp, section 4.3",
             (first,),
         )  # fmt: skip
+
+    def _ratio(self, ratios: Floats, large: float | None = None) -> float | None:
+        """Return the median of these ratios, where it is one of large inputs."""
+        known = ratios[np.isfinite(ratios)]
+        if not known.size or known.min() < self.least:
+            return None
+        ratio = median(known)
+        return ratio if (large or self.large) < ratio < self.cancelled else None
 
 
 def _bias_of(weight: str) -> str:

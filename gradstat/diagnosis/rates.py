@@ -273,6 +273,9 @@ class TooLow(Rule):
     fair: float = 2e-3
     """Update over weight from which a loss that falls slowly has another reason than the rate."""
 
+    sparing: float = 5e-4
+    """The same up to which the rate is the likelier reason: half of what is usual."""
+
     far: float = 1.0
     """Reach from which steps that have become small did so because the gradients died."""
 
@@ -357,7 +360,7 @@ class TooLow(Rule):
         elif slow and stands:
             confidence = 0.85 if (usual < self.usual and is_lr) or has_ended else 0.6
         else:
-            confidence = 0.5 if is_faint else 0.45
+            confidence = 0.6 if usual < self.sparing else 0.5 if is_faint else 0.45
         yield Finding(
             "lr-too-low",
             "warning",

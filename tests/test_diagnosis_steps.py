@@ -1,0 +1,204 @@
+"""Runs whose steps are too small, too large, or held back: told apart from those that are well."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import repeat
+
+import pytest
+import torch
+from diagnosed_runs import (
+    ROWS,
+    Reader,
+    classes,
+    fit,
+    named,
+    net,
+    numbers,
+    raised,
+    signs,
+    told,
+    train,
+)
+from torch import Tensor, nn
+from torch.nn import functional
+
+import gradstat
+from gradstat.diagnosis import Case
+from gradstat.diagnosis.data import UnseenInputs
+from gradstat.diagnosis.rates import TooHigh
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def sgd(model: nn.Module, lr: float, momentum: float = 0.9) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr, momentum)
+
+
+def deep(n_out: int = 3) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(),
+                         nn.Linear(32, n_out))  # fmt: skip
+
+
+# ---- too small -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("lr", "is_low"), [(1e-3, True), (0.05, False)])
+def test_a_validation_loss_that_falls_by_next_to_nothing_tells_a_rate_that_is_too_low(
+    lr: float, is_low: bool
+) -> None:
+    model, data = deep(), classes()
+    monitor = train(model, data, functional.cross_entropy, optimizer=sgd(model, lr), val=data,
+                    see=("loss",))  # fmt: skip
+    assert raised(monitor)[:1] == (["lr-too-low"] if is_low else [])
+
+
+def test_a_loss_that_stays_next_to_a_guess_and_falls_tells_it_without_validation() -> None:
+    model = deep()
+    adagrad = torch.optim.Adagrad(model.parameters(), 5e-4)
+    monitor = train(model, classes(), functional.cross_entropy, optimizer=adagrad, steps=300,
+                    see=("outputs", "targets", "loss"))  # fmt: skip
+    assert raised(monitor)[0] == "lr-too-low"
+
+
+def test_a_trained_model_may_be_polished_with_the_smallest_steps() -> None:
+    model, data = deep(), classes()
+    nn.init.orthogonal_(model[2].weight, 1.5)  # type: ignore[arg-type]
+    nn.init.kaiming_normal_(model[0].weight)  # type: ignore[arg-type]
+    train(model, data, functional.cross_entropy, steps=100)
+    gentle = torch.optim.AdamW(model.parameters(), 1e-5)
+    monitor = train(model, data, functional.cross_entropy, optimizer=gentle, val=data,
+                    see=("loss",))  # fmt: skip
+    assert raised(monitor) == []
+
+
+@pytest.mark.filterwarnings("ignore:gradients seem to be already clipped")
+@pytest.mark.parametrize(("norm", "is_told"), [(0.004, True), (0.5, False)])
+def test_a_norm_that_gradients_are_clipped_to_may_be_why_a_loss_still_falls(
+    norm: float, is_told: bool
+) -> None:
+    model, (x, y) = deep(10), classes(10)
+    optimizer = gradstat.attach(sgd(model, 0.5), model, diagnose=False)
+    monitor: gradstat.Monitor = optimizer.gradstat  # type: ignore[attr-defined]
+    for _ in range(150):
+        rows = torch.randint(len(x), (32,))
+        outputs = model(x[rows])
+        loss = functional.cross_entropy(outputs, y[rows])
+        monitor.observe(outputs=outputs, targets=y[rows], loss=loss)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), norm)
+        optimizer.step()
+    assert bool(named(monitor, "lr-too-low")) == is_told
+
+
+@pytest.mark.parametrize("dropout", [0.8, 0.5])
+def test_dropout_keeps_a_loss_above_that_of_validation(dropout: float) -> None:
+    x, y = classes(5)
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Dropout(dropout), nn.Linear(64, 64),
+                          nn.ReLU(), nn.Dropout(dropout), nn.Linear(64, 5))  # fmt: skip
+    adam = torch.optim.Adam(model.parameters(), 0.002)
+    monitor = train(model, (x, y), functional.cross_entropy, optimizer=adam, val=(x, y),
+                    see=("loss",))  # fmt: skip
+    assert bool(named(monitor, "underfitting")) == (dropout > 0.7)
+
+
+# ---- too large -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("lr", "swings"), [(1e-6, False), (1e-2, True)])
+def test_steps_that_hardly_change_the_weights_make_no_loss_swing(lr: float, swings: bool) -> None:
+    losses = [1.0] * 8 + [0.2 if step // 5 % 2 else 0.95 for step in range(120)] + [0.95] * 16
+    monitor = told(losses, (1.0, 0.2, 0.9, 0.2, 0.8), repeat(lr))
+    assert bool(named(monitor, "oscillating-loss")) == swings
+
+
+@pytest.mark.parametrize(("lr", "is_high"), [(0.08, True), (0.003, False)])
+def test_a_first_step_that_sweeps_the_weights_away_is_told_though_a_good_part_is_learnt(
+    lr: float, is_high: bool
+) -> None:
+    """RMSprop's first steps are ten times the rate: its average begins at 0."""
+    x, y = torch.randn(ROWS, 12, 1), torch.arange(ROWS) % 2
+    x += y.reshape(-1, 1, 1) * 0.45
+    model = Reader(nn.LSTM, 32)
+    rmsprop = torch.optim.RMSprop(model.parameters(), lr)
+    monitor = train(model, (x, y), functional.cross_entropy, optimizer=rmsprop, steps=200,
+                    see=("outputs", "targets", "loss"))  # fmt: skip
+    assert bool(list(TooHigh().judge(Case(monitor.evidence())))) == is_high
+
+
+@pytest.mark.parametrize("gain", [1.15, 0.7])
+def test_a_gradient_that_is_large_before_any_step_has_grown_through_time(gain: float) -> None:
+    model = Reader(nn.RNN, 32)
+    model.reader = nn.RNN(1, 32, nonlinearity="relu", batch_first=True)
+    with torch.no_grad():
+        model.reader.weight_hh_l0.copy_(gain * torch.eye(32))
+    monitor = train(model, signs(40, 0), functional.cross_entropy, see=(),
+                    optimizer=sgd(model, 0.02))  # fmt: skip
+    assert (raised(monitor)[:1] == ["exploding-gradient"]) == (gain > 1)
+
+
+# ---- large inputs --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_scaled", [False, True])
+def test_large_inputs_are_told_where_the_loss_has_only_come_down(is_scaled: bool) -> None:
+    x = torch.randn(ROWS, 8) + (0.0 if is_scaled else 1000.0)
+    model = deep(10)
+    adam = torch.optim.Adam(model.parameters(), 1e-3)
+    monitor = train(model, (x, torch.arange(ROWS) % 10), functional.cross_entropy, steps=300,
+                    optimizer=adam, see=("inputs", "loss"))  # fmt: skip
+    assert bool(named(monitor, "bad-inputs")) != is_scaled
+
+
+@pytest.mark.parametrize(("lr", "is_told"), [(0.02, True), (0.002, False)])
+def test_inputs_that_nobody_shows_are_told_by_the_first_step_where_it_loses_the_weights(
+    lr: float, is_told: bool
+) -> None:
+    x, y = classes()
+    model = deep()
+    monitor = train(model, (300 * x, y), functional.cross_entropy, optimizer=sgd(model, lr),
+                    see=("outputs", "targets", "loss"))  # fmt: skip
+    run = monitor.evidence()
+    assert (Case(run).total_update_ratio[0] > 0.5) == is_told
+    gradients = run.probes.gradients.copy()
+    gradients[2, 1] *= 1e6  # the bias's, of weights that the steps before have lost
+    probes = dataclasses.replace(run.probes, gradients=gradients)
+    case = Case(dataclasses.replace(run, probes=probes))
+    assert bool(list(UnseenInputs().judge(case))) == is_told
+
+
+# ---- outputs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_flat", [False, True])
+@pytest.mark.parametrize(("dim", "fits"), [(1, False), (2, True)])
+def test_a_softmax_along_the_places_of_a_sequence_does_not_fit(
+    dim: int, fits: bool, is_flat: bool
+) -> None:
+    x = torch.randn(ROWS, 20, 3)
+    y = (x @ torch.randn(3, 4)).argmax(-1)
+    tagger = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 4), nn.LogSoftmax(dim))
+    if is_flat:
+        tagger.append(nn.Flatten(0, 1))
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(ROWS, (32,))
+        return x[rows], y[rows].flatten() if is_flat else y[rows]
+
+    monitor = fit(
+        tagger, lambda o, t: functional.cross_entropy(o.reshape(-1, 4), t.flatten()), batch
+    )
+    assert raised(monitor)[:1] == ([] if fits else ["loss-output-mismatch"])
+
+
+def test_logits_that_are_all_cut_to_0_do_not_fit_before_they_are_constant() -> None:
+    model = nn.Sequential(*net(n_out=6), nn.ReLU())
+    nn.init.constant_(model[2].bias, -2.0)  # type: ignore[arg-type]
+    x, y = numbers(6)
+    monitor = train(model, (x, (y > 0).float()), functional.binary_cross_entropy_with_logits)
+    assert raised(monitor)[0] in ("loss-output-mismatch", "dead-units")
+    assert named(monitor, "loss-output-mismatch")
