@@ -130,6 +130,24 @@ def test_a_first_step_that_sweeps_the_weights_away_is_told_though_a_good_part_is
     assert bool(list(TooHigh().judge(Case(monitor.evidence())))) == is_high
 
 
+@pytest.mark.parametrize(("lr", "is_high"), [(0.1, True), (1e-3, False)])
+def test_a_validation_loss_that_swings_is_made_by_steps_that_are_large(
+    lr: float, is_high: bool
+) -> None:
+    val_losses = [0.6, 0.9] * 6
+    monitor = told([0.7, 0.6, 0.65] * 40, val_losses, repeat(lr))
+    assert bool(named(monitor, "lr-too-high")) == is_high
+
+
+@pytest.mark.parametrize(("peak", "lr", "is_high"), [(200.0, 200.0, True), (1.4, 0.01, False)])
+def test_a_validation_loss_is_low_beside_what_the_loss_began_with_not_beside_harm(
+    peak: float, lr: float, is_high: bool
+) -> None:
+    losses = [1.4, *(peak * 0.9**step for step in range(20)), *[1.1] * 80]
+    monitor = told(losses, (peak / 20, 1.3, 1.2, 1.15, 1.1), [lr, *[1e-4] * 100])
+    assert bool(named(monitor, "lr-too-high")) == is_high
+
+
 @pytest.mark.parametrize("gain", [1.15, 0.7])
 def test_a_gradient_that_is_large_before_any_step_has_grown_through_time(gain: float) -> None:
     model = Reader(nn.RNN, 32)
@@ -171,6 +189,64 @@ def test_inputs_that_nobody_shows_are_told_by_the_first_step_where_it_loses_the_
     assert bool(list(UnseenInputs().judge(case))) == is_told
 
 
+@pytest.mark.parametrize("scale", [60.0, 1.0])
+def test_large_inputs_are_told_though_a_part_is_learnt(scale: float) -> None:
+    x = torch.randn(ROWS, 8)
+    noisy = torch.where(torch.rand(ROWS) < 0.12, torch.randint(3, (ROWS,)), classes()[1])
+    x[:, :3] += 3 * functional.one_hot(noisy, 3)
+    noisy = torch.where(torch.rand(ROWS) < 0.12, torch.randint(3, (ROWS,)), noisy)
+    model = net()
+    monitor = train(model, (scale * x, noisy), functional.cross_entropy, steps=200)
+    left = Case(monitor.evidence()).left
+    assert left is not None
+    assert left > 0.25
+    assert bool(named(monitor, "bad-inputs")) == (scale > 1)
+
+
+# ---- weights as the run begins -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [2000.0, 0.02])
+def test_a_table_of_places_that_drowns_what_it_is_added_to(size: float) -> None:
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(size * torch.randn(16, 8))
+            layers = [layer for _ in range(6) for layer in (nn.Linear(8, 8), nn.ReLU())]
+            self.layers = nn.Sequential(*layers, nn.Linear(8, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            answers: Tensor = self.layers(functional.layer_norm(x[:, None] + self.table, (8,)))
+            return answers.mean(1)
+
+    model = Placed()
+    monitor = train(model, classes(), functional.cross_entropy, optimizer=sgd(model, 0.05),
+                    steps=200)  # fmt: skip
+    assert raised(monitor)[:1] == (["bad-initialization"] if size > 1 else [])
+
+
+@pytest.mark.parametrize("gain", [12.0, 0.6])
+def test_a_state_that_large_weights_keep_at_its_ends_is_worth_a_warning(gain: float) -> None:
+    model = Reader(nn.RNN, 32)
+    with torch.no_grad():
+        for weight in (model.reader.weight_ih_l0, model.reader.weight_hh_l0):
+            weight.mul_(gain / 0.577)
+        model.reader.weight_ih_l0.mul_(5)
+    x = torch.randn(ROWS, 6, 1)
+    y = (x.sum(1).squeeze(1) > 0).long()
+    monitor = train(model, (x, y), functional.cross_entropy, steps=100)
+    assert bool(named(monitor, "bad-initialization")) == (gain > 1)
+
+
+def test_a_state_that_is_dead_is_no_matter_of_the_rate() -> None:
+    model = Reader(nn.RNN, 16)
+    model.reader = nn.RNN(1, 16, nonlinearity="relu", batch_first=True)
+    nn.init.constant_(model.reader.bias_hh_l0, -20.0)
+    codes = raised(train(model, signs(6, 5), functional.cross_entropy))
+    assert codes[0] in ("dead-units", "bad-initialization")
+    assert "lr-too-low" not in codes
+
+
 # ---- outputs -------------------------------------------------------------------------------------
 
 
@@ -202,3 +278,17 @@ def test_logits_that_are_all_cut_to_0_do_not_fit_before_they_are_constant() -> N
     monitor = train(model, (x, (y > 0).float()), functional.binary_cross_entropy_with_logits)
     assert raised(monitor)[0] in ("loss-output-mismatch", "dead-units")
     assert named(monitor, "loss-output-mismatch")
+
+
+@pytest.mark.parametrize("is_square", [True, False])
+def test_a_cross_entropy_written_by_hand_lets_shapes_be_broadcast(is_square: bool) -> None:
+    x, y = numbers()
+    wanted = (y > 0).float()
+
+    def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (functional.softplus(outputs) - outputs * targets).mean()
+
+    model = net(n_out=1)
+    monitor = train(model, (x, wanted.squeeze(1) if is_square else wanted), loss_fn,
+                    optimizer=sgd(model, 1e-4 if is_square else 0.1))  # fmt: skip
+    assert raised(monitor)[:1] == (["loss-output-mismatch"] if is_square else [])

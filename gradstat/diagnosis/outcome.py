@@ -103,7 +103,8 @@ class ConstantPredictions(Rule):
         """
         if max(output_spreads(case.run.batches)[:3]) >= self.rounding:
             return 0.75
-        return 0.85 if any(site.is_dead for site in case.run.sites) else 0.94
+        is_dead = any(site.is_dead for site in case.run.sites) or case.ends_in_zeros
+        return 0.85 if is_dead else 0.94
 
     def _likeness(self, case: Case) -> float | None:
         """Return how outputs go with targets from row to row, where they do from column to column.

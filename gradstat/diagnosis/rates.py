@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradstat.diagnosis.evidence import Floats
+from gradstat.diagnosis.evidence import ABS_MAX, Curve, Floats
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.medians import median, middle, quantiles
 from gradstat.diagnosis.rule import Case, Rule
@@ -81,6 +81,14 @@ class TooHigh(Rule):
 
     left: float = 0.5
     """Share of a guess's loss that is left then, at least."""
+
+    striding: float = 0.05
+    """Median update over weight from which the swings of validation are made by steps: half of
+    `large`."""
+
+    swing: float = 0.3
+    """Spread of the second half of the validation losses over their median then, at least, with a
+    turn at every other one."""
 
     overwhelming: float = 100.0
     """Update over weight in the first step, from which it comes before gradients that are as large:
@@ -160,7 +168,11 @@ class TooHigh(Rule):
             confidence = 0.6 if case.learns else 0.75
         elif has_died or (swings and case.is_judged_by_loss) or usual > 3 * self.large:
             confidence = 0.7
-        elif strides or (run.loss is None and largest > self.unseen):
+        elif (
+            strides
+            or (run.loss is None and largest > self.unseen)
+            or (usual > self.striding and self._swings(run.val_loss))
+        ):
             confidence = 0.6
         else:
             return
@@ -228,6 +240,13 @@ class TooHigh(Rule):
         if case.loss is None or case.left is None or case.left < self.left:
             return False
         return case.is_judged_by_loss and case.loss.trend > -case.loss.trend_error
+
+    def _swings(self, val: Curve | None) -> bool:
+        if val is None or len(val.finite) < 8:
+            return False
+        half = val.finite[len(val.finite) // 2 :]
+        turns = np.count_nonzero(np.diff(np.sign(np.diff(half))))
+        return bool(np.ptp(half) > self.swing * abs(median(half))) and 2 * turns >= len(half)
 
     def _comes_back(self, losses: Floats) -> bool:
         """Whether losses many times the usual one go on to the end."""
@@ -312,6 +331,8 @@ class TooLow(Rule):
         ratio = ratio[np.isfinite(ratio)]
         if run.step < self.min_steps or ratio.size < 4:
             return
+        if len(run.matrices) and not run.probes.gradients[:, run.matrices, ABS_MAX].any():
+            return  # whatever the rate, it multiplies nothing
         usual = median(ratio)
         has_ended = schedule_has_ended(case)
         if case.learns and not (has_ended and case.left is not None and case.left > self.left):

@@ -157,13 +157,17 @@ class Case:
     def generalises(self) -> bool:
         """Whether the validation loss comes down and stays there.
 
-        To half of its first value, or to 70 % of what a guess scores where that is known.
+        To half of its first value, or to 70 % of what a guess scores where that is known; and where
+        the training loss has first risen far, to 70 % of what it began with.
         """
         val, chance = self.run.val_loss, self.task.val_chance
         if val is None or len(val.finite) < 3:
             return False
         last = median(val.finite[-max(1, len(val.finite) // 5) :])
         low = 0.7 * chance if chance is not None else 0.5 * float(val.finite[0])
+        loss = self.run.loss
+        if chance is None and loss is not None and 0 < loss.finite[:1] < loss.finite.max() / 3:
+            low = min(low, 0.7 * float(loss.finite[0]))
         return bool(last < low and last < 2 * val.finite.min())
 
     @cached_property
@@ -240,13 +244,21 @@ class Case:
 
         As training begins; what feeds it may learn to give a constant.
         """
+        return self._begins_with_zeros(0)
+
+    @cached_property
+    def ends_in_zeros(self) -> bool:
+        """Whether the last layer's inputs are, in the same way."""
+        return self._begins_with_zeros(-1)
+
+    def _begins_with_zeros(self, place: int) -> bool:
         probes, layers = self.run.probes, self.run.layers
         if not len(self.run.matrices) or not len(probes.steps) or probes.steps[0] != 1:
             return False
-        first = self.run.matrices[0]
-        owner = layers[first].name.rpartition(".")[0]
+        weight = self.run.matrices[place]
+        owner = layers[weight].name.rpartition(".")[0]
         largest = probes.gradients[0, :, ABS_MAX]
-        return bool(largest[first] == 0) and any(
+        return bool(largest[weight] == 0) and any(
             layers[i].name.rpartition(".")[0] == owner and largest[i] > 0
             for i in np.flatnonzero(self.run.dimensions == 1)
         )

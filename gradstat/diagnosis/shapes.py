@@ -14,7 +14,7 @@ from gradstat.diagnosis.fit import mismatch
 from gradstat.diagnosis.rule import Case, Rule
 from gradstat.diagnosis.task import ENOUGH, LOSS_TOLERANCE, LOSSES
 
-_SQUARES = ("mse", "mae", "smooth-l1")
+_BY_ROW = ("mse", "mae", "smooth-l1", "bce", "bce-with-logits")
 """Losses that torch computes of unlike shapes."""
 
 
@@ -89,11 +89,11 @@ def _way(batch: Batch) -> str:
         return ""
     outputs, targets = outputs.ravel(), targets.ravel()
     found = set()
-    for way, names, (a, b) in (
-        ("side by side", (*_SQUARES, "bce", "bce-with-logits"), (outputs, targets)),
-        ("square", _SQUARES, (outputs[:, None], targets[None, :])),
+    for way, (a, b) in (
+        ("side by side", (outputs, targets)),
+        ("square", (outputs[:, None], targets[None, :])),
     ):
-        for name in names:
+        for name in _BY_ROW:
             elements = LOSSES[name](a, b)
             error = 0.0 if batch.is_whole else 4 * elements.std() / math.sqrt(len(outputs))
             values = [elements.mean(), elements.sum()] if batch.is_whole else [elements.mean()]

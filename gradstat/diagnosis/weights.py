@@ -98,7 +98,9 @@ class Initialization(Rule):
         varied = trained & (std > EQUAL * rms)
         usual = median(gains[varied]) if varied.any() else 1.0
         is_hampered = case.left is None or case.left > self.left
-        if usual > self.large and case.growth > 3 and case.learns and is_hampered:
+        repeated = np.isin(run.matrices, run.recurrent) & (gains > self.large)
+        is_large = usual > self.large and (case.growth > 3 or repeated.any())
+        if is_large and case.learns and is_hampered:
             severity, scale = "warning", 0.7
         is_plain = run.model is not None and not run.model.normalises
         fades = usual < self.faint and case.growth < -2.5 and not case.learns and is_plain
@@ -122,13 +124,20 @@ class Initialization(Rule):
                     else self.large if usual > 1 else self.faint if fades else self.small,
                 ),
             )  # fmt: skip
-        elif amplify.mean() >= self.some and not case.is_well and is_hampered:
+        elif (
+            (
+                (drown := (amplify & (std > self.large_embedding)).any())
+                or amplify.mean() >= self.some
+            )
+            and not case.is_well
+            and is_hampered
+        ):
             yield self._finding(
                 "some layers start so large that what follows them is saturated: a softmax, a "
                 "sigmoid or tanh",
                 ("initialise with torch.nn.init.xavier_uniform_, or divide what goes into the "
                  "softmax of an attention by the root of its width",),
-                0.65,
+                0.9 if drown else 0.65,
                 "warning",
                 layers=[la.name for la, a in zip(layers, amplify, strict=True) if a],
                 seen=Measure("largest gain", float(gains[amplify].max()), threshold=self.large),
