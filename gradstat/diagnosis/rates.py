@@ -246,7 +246,7 @@ class TooHigh(Rule):
             return False
         half = val.finite[len(val.finite) // 2 :]
         turns = np.count_nonzero(np.diff(np.sign(np.diff(half))))
-        return bool(np.ptp(half) > self.swing * abs(median(half))) and 2 * turns >= len(half)
+        return bool(np.ptp(half) > self.swing * abs(median(half)) and 2 * turns >= len(half))
 
     def _comes_back(self, losses: Floats) -> bool:
         """Whether losses many times the usual one go on to the end."""
