@@ -65,7 +65,7 @@ class InputScale(Rule):
     """Ratio of the largest feature's deviation to the median one's, where the former is `large`."""
 
     left: float = 0.25
-    """Share of a guess's loss that is left, from which such inputs are worth a warning though the
+    """Share of a guess's loss that is left, from which large inputs are worth a warning though the
     run learns."""
 
     still: float = 0.1
@@ -94,7 +94,7 @@ class InputScale(Rule):
         normal = median(deviations[deviations > 0])
         widest = float(deviations.max())
         is_well = case.is_well and not self._has_only_come_down(case)
-        is_well &= case.left is None or case.left < self.left
+        is_well &= rms < self.large or case.left is None or case.left < self.left
         severity = "info" if is_well else "error" if rms > 10 * self.large else "warning"
         certainty = 0.4 if is_well else 0.9
         if rms > self.large:
