@@ -148,7 +148,8 @@ def accuracy(results: Sequence[dict[str, Any]]) -> list[str]:
         lines.append(f"| {title} | {len(mine)} | " + " | ".join(cells) + " |")
     faulty = [r for r in results if r["causes"] and r["part"] == "held-out"]
     answers = Counter(code for r in faulty for code in r["causes"])
-    for common, _ in answers.most_common(1):
+    if answers:
+        common = answers.most_common(1)[0][0]
         right = share([common in r["causes"] for r in faulty])
         lines += [
             "",
@@ -188,7 +189,7 @@ def share(hits: Sequence[bool]) -> str:
 
 
 def costs(results: Sequence[dict[str, Any]]) -> str:
-    """Return the sentences on wall time, of each program the median of its seeds, and weights."""
+    """Return the sentences on wall time, where a program counts by its median seed, and weights."""
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
         runs[result["name"]].append(result)

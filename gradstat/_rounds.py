@@ -12,14 +12,14 @@ from gradstat.diagnosis import Finding
 FIRST = 256
 """Steps after which the first look is worth it; the next ones come after twice as many each."""
 
+FIRST_TO_KEEP = 32
+"""The same where somebody keeps all that is found: a short run has its findings too."""
+
 SHARE = 0.01
 """Of the time since the last look, or since the start, the most that the next one may take."""
 
 FIRST_TAKES = 0.005
 """Seconds that the first look is taken to need; of each later one, what the last one needed."""
-
-FIRST_TO_KEEP = 32
-"""The same where somebody keeps all that is found: a short run has its findings too."""
 
 MIN_CONFIDENCE = 0.6
 """Of a cause that is told of while the run goes on."""

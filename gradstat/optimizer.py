@@ -94,9 +94,9 @@ def attach(
             steps are its own, every tenth unless said otherwise. By default they are counted on
             every 40th step, where there is a model and it is neither compiled nor scripted.
         diagnose: When to look for what is wrong while training. True: after 256, 512, 1024, ...
-            steps, or as soon after that as a look takes no more than a hundredth of the time. A
-            number: every so many. False: never. By default True where all parameters are on the
-            CPU: a look waits for a CUDA device. See `Monitor.on_finding`.
+            steps, or as soon after that as a look takes no more than a hundredth of the time; with
+            a ``log`` exactly then. A number: every so many. False: never. By default True where all
+            parameters are on the CPU: a look waits for a CUDA device. See `Monitor.on_finding`.
         log: Where the run is kept as it trains: a path for an SQLite file, a sink, or several; see
             docs/runlog.md. A file that holds a run is gone on with. On one rank only.
         log_every: Recorded steps from one to the next whose layers are kept in the log; the numbers

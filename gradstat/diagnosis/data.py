@@ -93,10 +93,12 @@ class InputScale(Rule):
             return
         normal = median(deviations[deviations > 0])
         widest = float(deviations.max())
-        is_well = case.is_well and not self._has_only_come_down(case)
-        is_well &= rms < self.large or case.left is None or case.left < self.left
-        severity = "info" if is_well else "error" if rms > 10 * self.large else "warning"
+        is_huge = rms > 10 * self.large
+        is_well = case.is_well and (rms < self.large or case.left is None or case.left < self.left)
+        severity = "info" if is_well else "error" if is_huge else "warning"
         certainty = 0.4 if is_well else 0.9
+        if is_well and is_huge and self._has_only_come_down(case):
+            severity, certainty = "warning", 0.6
         if rms > self.large:
             yield self._finding(
                 f"the inputs are {rms:.3g} in size where initialisations assume about 1: "
@@ -132,7 +134,8 @@ class InputScale(Rule):
     def _has_only_come_down(self, case: Case) -> bool:
         """Whether the loss has fallen far and stands, where nothing else tells how well a run is.
 
-        Large inputs make a large loss, of which a model that learns to pass over them gets rid.
+        Large inputs make a large loss, of which a model that learns to pass over them gets rid. So
+        does one that has come down to the noise, which nobody can tell from it here.
         """
         shape = case.loss
         if shape is None or case.has_scale or case.run.val_loss is not None:
@@ -208,7 +211,7 @@ class UnseenInputs(Rule):
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = gradients[:, run.matrices[0]] / gradients[:, biases[0]]
         ratio = self._ratio(ratios)
-        if ratio is None and case.total_update_ratio[0] > self.lost:
+        if ratio is None and run.probes.steps[0] == 1 and case.total_update_ratio[0] > self.lost:
             ratio = self._ratio(ratios[:1], self.large_alone)
         if ratio is None:
             return

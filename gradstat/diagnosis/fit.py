@@ -23,9 +23,9 @@ def mismatch(text: str, remedy: tuple[str, ...], confidence: float, *seen: Measu
 
 
 def _sum_to_1_over_rows(batch: Batch) -> bool:
-    """Whether outputs, or their exponentials, are probabilities in each column, not in each row.
+    """Whether outputs, or their exponentials, are probabilities along columns, not along rows.
 
-    In each column of all rows, or of those of one sequence.
+    A column is that of all rows, or of those of one sequence.
     """
     outputs = batch.outputs
     if outputs is None or outputs.ndim != 2 or len(outputs) < 2 or outputs.shape[1] < 2:
@@ -43,11 +43,12 @@ def _sum_to_1_over_rows(batch: Batch) -> bool:
 
 def _lengths(batch: Batch) -> set[int]:
     """Return how many of the rows of a batch's outputs may be those of one sequence."""
+    assert batch.outputs is not None
     shape, given = batch.shapes["outputs"], batch.shapes.get("inputs", ())
-    lengths = set(shape[1:]) if len(shape) == 3 else set()
+    lengths = {shape[1] * shape[2] // batch.outputs.shape[1]} if len(shape) == 3 else set()
     if len(given) > 1 and given[0] and shape[0] % given[0] == 0:
         lengths.add(shape[0] // given[0])
-    return {length for length in lengths if 1 < length <= len(batch.outputs)}  # type: ignore[arg-type]
+    return {length for length in lengths if 1 < length <= len(batch.outputs)}
 
 
 @dataclass(frozen=True)

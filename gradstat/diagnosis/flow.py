@@ -211,11 +211,12 @@ class Exploding(Rule):
         0 where the gradient of the last layer, through which the loss comes in, is as large.
         """
         run = case.run
-        if not run.recurrent or not len(run.probes.steps) or run.probes.steps[0] != 1:
+        recurrent = [i for i in run.recurrent if i in run.matrices]
+        if not recurrent or not len(run.probes.steps) or run.probes.steps[0] != 1:
             return 0.0
         gradients, weights = run.probes.gradient_rms[0], run.probes.weight_rms[0]
         last = gradients[run.matrices[-1]]
-        grown = [gradients[i] / weights[i] for i in run.recurrent if gradients[i] > 2 * last]
+        grown = [gradients[i] / weights[i] for i in recurrent if gradients[i] > 2 * last]
         return float(np.max(grown, initial=0.0))
 
 

@@ -337,9 +337,12 @@ class Underfitting(Rule):
     dropout_alone: float = 0.85
     """The same where it is not known how much of the loss is left."""
 
-    fallen: float = 0.3
-    """Fall of the loss over its first value, up to which dropout keeps it from falling where it
-    ends above that of validation."""
+    fallen: float = 0.2
+    """Fall of the loss over its first value in `many_steps`, up to which `dropout` keeps it from
+    falling: it ends above that of validation, where dropout is off."""
+
+    many_steps: int = 200
+    """Steps after which a loss has fallen further if it ever does."""
 
     stalled: float = 0.05
     """Change over the second half of the run, over the last value, at most."""
@@ -385,16 +388,17 @@ class Underfitting(Rule):
     def _without_scale(self, case: Case, shape: Shape) -> Iterator[Finding]:
         """Yield what decay or dropout comes to where no more than the loss is known."""
         run = case.run
+        dropout = run.model.dropout if run.model is not None else 0.0
         if shrunk_weights(case):
             weights = run.probes.weight_rms[:, run.dimensions >= 2]
             least = float(np.nanmin(weights[-1] / weights[0]))
             seen = Measure("least of a weight's last size over its first", least, threshold=0.5)
             seen = seen.only("below")
-        elif run.model is not None and (
-            (run.model.dropout >= self.dropout_alone and not shape.still_falls)
-            or (run.model.dropout >= self.dropout and self._is_held_back(case, shape))
-        ):
-            seen = Measure("dropout", run.model.dropout, threshold=self.dropout_alone)
+        elif dropout >= self.dropout_alone and not shape.still_falls:
+            seen = Measure("dropout", dropout, threshold=self.dropout_alone)
+        elif dropout >= self.dropout and self._is_held_back(case, shape):
+            seen = Measure("fall of the loss, which ends above that of validation", shape.fall,
+                           threshold=self.fallen).only("below")  # fmt: skip
         else:
             return
         reason, remedy, _ = self._reason(case)
@@ -411,9 +415,9 @@ class Underfitting(Rule):
     def _is_held_back(self, case: Case, shape: Shape) -> bool:
         """Whether a loss that has hardly fallen is above that of validation, without dropout."""
         val = case.run.val_loss
-        if val is None or not val.finite.size or shape.fall > self.fallen:
+        if val is None or not val.finite.size or case.run.step < self.many_steps:
             return False
-        return float(val.finite[-1]) < shape.last
+        return shape.fall < self.fallen and float(val.finite[-1]) < shape.last
 
     def _is_text(self, case: Case) -> bool:
         """Whether tokens are to be told from tokens: what is left is the text's own entropy."""

@@ -316,6 +316,12 @@ class TooLow(Rule):
     """Share of a guess's loss that is left, at least, or of the first loss, where a fall is steady
     and hardly one."""
 
+    many_steps: int = 200
+    """Steps after which a loss should have fallen further, where there is no validation."""
+
+    nothing: float = 1e-7
+    """Update over weight up to which a step is one for no purpose: fp32 rounds it away."""
+
     several: int = 5
     """Validation losses, each below the one before, by which a fall is steady."""
 
@@ -347,7 +353,7 @@ class TooLow(Rule):
             abs(shape.fall) < 0.1 or abs(shape.first - shape.last) < 3 * shape.noise or has_ended
         )
         slow = usual < self.usual or reach < self.reach or has_ended
-        if self._was_trained(case):
+        if usual > self.nothing and self._was_trained(case):
             return
         crawls = usual < self.fair and self._crawls(case)
         optimizer = run.optimizer
@@ -361,6 +367,7 @@ class TooLow(Rule):
         )
         is_held = (
             case.is_clipped
+            and not (optimizer and optimizer.is_adaptive)  # they take steps of the rate's size
             and float(run.probes.total_norms.max(initial=0.0)) < self.clipped_at
             and (
                 (reach < self.reach_of_clipped and (shape is None or stands))
@@ -381,7 +388,7 @@ class TooLow(Rule):
         elif slow and stands:
             confidence = 0.85 if (usual < self.usual and is_lr) or has_ended else 0.6
         else:
-            confidence = 0.6 if usual < self.sparing else 0.5 if is_faint else 0.45
+            confidence = 0.6 if crawls and usual < self.sparing else 0.5 if is_faint else 0.45
         yield Finding(
             "lr-too-low",
             "warning",
@@ -400,11 +407,13 @@ class TooLow(Rule):
         )
 
     def _was_trained(self, case: Case) -> bool:
-        shape, val = case.loss, case.run.val_loss
+        """Whether the weights were trained before: those of a new model have biases of 0."""
+        run, shape, val = case.run, case.loss, case.run.val_loss
         if shape is None or val is None or case.task.chance is not None or case.is_fresh:
             return False
+        biases = run.probes.weight_rms[0, run.dimensions == 1]
         starts_low = 0 <= shape.first < self.started_low and val.finite[:1].sum() < self.started_low
-        return starts_low and bool(case.run.probes.steps[0] == 1)
+        return starts_low and bool(run.probes.steps[0] == 1 and biases.size and biases.all())
 
     def _crawls(self, case: Case) -> bool:
         """Whether the loss falls, steadily but so slowly that hardly anything is gained."""
@@ -417,5 +426,6 @@ class TooLow(Rule):
         if chance is None or shape.fall < 0.02:
             return False
         if val is None or not val.finite.size:
-            return case.is_fresh and shape.last > self.hardly * chance
+            is_late = case.run.step >= self.many_steps
+            return is_late and case.is_fresh and shape.last > self.hardly * chance
         return shape.last > 0.85 * chance and bool(val.finite.min() < 0.98 * val.finite[0])

@@ -166,8 +166,10 @@ class Case:
         last = median(val.finite[-max(1, len(val.finite) // 5) :])
         low = 0.7 * chance if chance is not None else 0.5 * float(val.finite[0])
         loss = self.run.loss
-        if chance is None and loss is not None and 0 < loss.finite[:1] < loss.finite.max() / 3:
-            low = min(low, 0.7 * float(loss.finite[0]))
+        if chance is None and loss is not None and loss.finite.size:
+            very_first = float(loss.finite[0])
+            if 0 < very_first < loss.finite.max() / 3:
+                low = min(low, 0.7 * very_first)
         return bool(last < low and last < 2 * val.finite.min())
 
     @cached_property

@@ -153,6 +153,8 @@ class Rearranged(Rule):
         shape, wanted = (batch.shapes.get(name, ()) for name in ("outputs", "targets"))
         if len(shape) != 3 or len(wanted) != 2 or batch.loss is None:
             return False
+        if shape[1] == shape[2]:  # either may be the class
+            return False
         assert batch.outputs is not None
         assert batch.targets is not None
         n_steps, n_classes = wanted[1], batch.outputs.shape[1]

@@ -108,6 +108,7 @@ class Initialization(Rule):
         if swells and case.learns:
             severity, scale = "warning", 0.7
         amplify = varied & (gains > self.large)
+        drowns = bool((amplify & (std > self.large_embedding)).any())
         if usual > self.large or usual < self.small or fades or swells:
             yield self._finding(
                 f"weights start at {usual:.2g} times the size that keeps a signal's size: it "
@@ -124,20 +125,15 @@ class Initialization(Rule):
                     else self.large if usual > 1 else self.faint if fades else self.small,
                 ),
             )  # fmt: skip
-        elif (
-            (
-                (drown := (amplify & (std > self.large_embedding)).any())
-                or amplify.mean() >= self.some
-            )
-            and not case.is_well
-            and is_hampered
-        ):
+        elif (drowns or amplify.mean() >= self.some) and not case.is_well and is_hampered:
             yield self._finding(
-                "some layers start so large that what follows them is saturated: a softmax, a "
+                "some weights start so large that what they are added to is lost"
+                if drowns
+                else "some layers start so large that what follows them is saturated: a softmax, a "
                 "sigmoid or tanh",
                 ("initialise with torch.nn.init.xavier_uniform_, or divide what goes into the "
                  "softmax of an attention by the root of its width",),
-                0.9 if drown else 0.65,
+                0.9 if drowns else 0.65,
                 "warning",
                 layers=[la.name for la, a in zip(layers, amplify, strict=True) if a],
                 seen=Measure("largest gain", float(gains[amplify].max()), threshold=self.large),
