@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from itertools import repeat
 
+import numpy as np
 import pytest
 import torch
 from diagnosed_runs import (
@@ -26,7 +27,9 @@ from torch.nn import functional
 import gradstat
 from gradstat.diagnosis import Case
 from gradstat.diagnosis.data import UnseenInputs
+from gradstat.diagnosis.evidence import Curve
 from gradstat.diagnosis.rates import TooHigh
+from gradstat.diagnosis.targets import RandomTargets
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +57,19 @@ def test_a_validation_loss_that_falls_by_next_to_nothing_tells_a_rate_that_is_to
     monitor = train(model, data, functional.cross_entropy, optimizer=sgd(model, lr), val=data,
                     see=("loss",))  # fmt: skip
     assert raised(monitor)[:1] == (["lr-too-low"] if is_low else [])
+
+
+@pytest.mark.parametrize("falls", [True, False])
+def test_targets_are_not_blamed_where_validation_falls_throughout_however_little(
+    falls: bool,
+) -> None:
+    x, y = torch.randn(ROWS, 8), torch.arange(ROWS) % 3
+    monitor = train(net(), (x, y), functional.cross_entropy, val=(x[:32], y[:32]), steps=240)
+    run = monitor.evidence()
+    losses = 1.2 - 1e-4 * np.arange(10) if falls else 1.2 + 1e-2 * (np.arange(10) % 3)
+    curves = {**run.curves, "val_loss": Curve(np.arange(10) * 24, losses)}
+    case = Case(dataclasses.replace(run, curves=curves))
+    assert bool(list(RandomTargets().judge(case))) != falls
 
 
 def test_a_loss_that_stays_next_to_a_guess_and_falls_tells_it_without_validation() -> None:

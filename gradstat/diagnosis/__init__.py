@@ -23,6 +23,7 @@ from gradstat.diagnosis import (
     recurrence,
     shapes,
     targets,
+    underfitting,
     units,
     updating,
     weights,
@@ -86,7 +87,7 @@ RULES: tuple[Rule, ...] = (
     targets.NoisyTraining(),
     outcome.Overfitting(),
     outcome.ValidationScale(),
-    outcome.Underfitting(),
+    underfitting.Underfitting(),
     noise.BatchSize(),
 )
 

@@ -332,7 +332,7 @@ class HardlyBegun(Rule):
         sure = -shape.trend / max(shape.trend_error, 1e-12)
         falls = sure > self.beyond_doubt or (
             -shape.trend > self.pace * abs(shape.last)
-            and (sure > self.sure or self._falls_throughout(case))
+            and (sure > self.sure or (case.is_fresh and case.falls_throughout(self.several)))
         )
         falls &= -shape.trend > self.of_all * (shape.first - shape.last)
         if not falls or shape.last > (1 + 2 * self.pace) * shape.best:
@@ -347,13 +347,6 @@ class HardlyBegun(Rule):
              .only("below"),),
             "Goodfellow et al. 2016, Deep Learning, section 8.1.3",
         )  # fmt: skip
-
-    def _falls_throughout(self, case: Case) -> bool:
-        """Whether each of several validation losses lies below the one before."""
-        val = case.run.val_loss
-        if val is None or len(val.finite) < self.several or not case.is_fresh:
-            return False
-        return bool((np.diff(val.finite) < 0).all())
 
     def _crawls(self, case: Case) -> bool:
         """Whether steps are small, where without targets a loss may be an adversary's."""

@@ -98,7 +98,7 @@ class TooHigh(Rule):
     shallow: int = 4
     """Weights with two dimensions or more, at most."""
 
-    sweeping: float = 0.5
+    sweeping: float = 0.4
     """Update over weight in one of the first probes, from which the initialisation is lost, where
     the weights end `swept` times as large."""
 
@@ -418,14 +418,15 @@ class TooLow(Rule):
     def _crawls(self, case: Case) -> bool:
         """Whether the loss falls, steadily but so slowly that hardly anything is gained."""
         shape, chance, val = case.loss, case.task.chance, case.run.val_loss
-        if shape is None or -shape.trend < 2 * shape.trend_error:
+        is_sure = case.falls_throughout(self.several)
+        if shape is None or (-shape.trend < 2 * shape.trend_error and not is_sure):
             return False
         if chance is None and val is not None:
-            is_sure = len(val.finite) >= self.several and bool((np.diff(val.finite) < 0).all())
             return is_sure and case.is_fresh and shape.fall < 1 - self.hardly
         if chance is None or shape.fall < 0.02:
             return False
         if val is None or not val.finite.size:
             is_late = case.run.step >= self.many_steps
             return is_late and case.is_fresh and shape.last > self.hardly * chance
-        return shape.last > 0.85 * chance and bool(val.finite.min() < 0.98 * val.finite[0])
+        has_fallen = is_sure or bool(val.finite.min() < 0.98 * val.finite[0])
+        return has_fallen and shape.last > 0.85 * chance

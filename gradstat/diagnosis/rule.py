@@ -181,6 +181,13 @@ class Case:
         low, middle, high = quantiles(val.finite, [0.1, 0.5, 0.9])
         return bool(high - low < 0.75 * abs(middle))
 
+    def falls_throughout(self, several: int) -> bool:
+        """Whether there are several validation losses, each of them below the one before."""
+        val = self.run.val_loss
+        if val is None or len(val.finite) < several:
+            return False
+        return bool((np.diff(val.finite) < 0).all())
+
     @cached_property
     def learns(self) -> bool | None:
         """Whether the run has clearly got somewhere; None where nothing tells.

@@ -192,6 +192,9 @@ class RandomTargets(Rule):
     falls: float = 0.05
     """Fall over the second half of the run, over the last value: what still falls may yet learn."""
 
+    several: int = 6
+    """Validation losses, each below the one before, that fall however little."""
+
     orderly: float = 1.5
     """Largest loss over that of a guess, at most, in a run whose steps are no reason for it."""
 
@@ -224,6 +227,7 @@ class RandomTargets(Rule):
                 best *= chance / float(val.finite[0])  # the guess's own on these rows
             half = val.finite[len(val.finite) // 2 :]
             falls = half[0] - half[-1] > self.falls * abs(half[-1])
+            falls |= case.falls_throughout(self.several)
         elif not case.may_be_adversary:
             best, judged = shape.best, "training"
             falls = shape.still_falls
