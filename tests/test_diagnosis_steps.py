@@ -28,6 +28,7 @@ import gradstat
 from gradstat.diagnosis import Case
 from gradstat.diagnosis.data import UnseenInputs
 from gradstat.diagnosis.evidence import Curve
+from gradstat.diagnosis.flow import Exploding
 from gradstat.diagnosis.rates import TooHigh
 from gradstat.diagnosis.targets import RandomTargets
 
@@ -336,6 +337,22 @@ def test_a_recurrent_weight_may_be_a_vector() -> None:
 
     x, y = numbers()
     assert train(Decaying(), (x, 10 * y), functional.mse_loss, see=()).diagnose() == []
+
+
+def test_a_recurrent_weight_may_begin_at_nothing() -> None:
+    """Then any gradient is many times as large as it."""
+    model = Reader(nn.RNN, 16)
+    nn.init.zeros_(model.reader.weight_hh_l0)
+    run = train(model, signs(6, 5), functional.cross_entropy, see=()).evidence()
+    hidden, head = (
+        next(i for i, layer in enumerate(run.layers) if layer.name == name)
+        for name in ("reader.weight_hh_l0", "head.weight")
+    )
+    gradients = run.probes.gradients.copy()
+    gradients[0, hidden] = 9 * gradients[0, head]  # of a norm that is nine times the head's
+    probes = dataclasses.replace(run.probes, gradients=gradients)
+    assert probes.gradient_rms[0, hidden] > 2 * probes.gradient_rms[0, head] > 0
+    assert list(Exploding().judge(Case(dataclasses.replace(run, probes=probes)))) == []
 
 
 def test_a_loss_that_has_come_down_to_the_noise_of_its_targets_is_well() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from gradstat.diagnosis.evidence import (
 )
 from gradstat.diagnosis.finding import Finding, Measure
 from gradstat.diagnosis.medians import median, middle
-from gradstat.diagnosis.rule import Case, Rule
+from gradstat.diagnosis.rule import DEFAULT_GAIN, Case, Rule
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,8 @@ class Exploding(Rule):
     def _through_time(self, case: Case) -> float:
         """Return how many times a recurrent weight its gradient is, as the run begins.
 
-        0 where the gradient of the last layer, through which the loss comes in, is as large.
+        One that begins smaller than torch makes it counts as large as that. 0 where the gradient
+        of the last layer, through which the loss comes in, is as large.
         """
         run = case.run
         recurrent = [i for i in run.recurrent if i in run.matrices]
@@ -216,7 +218,12 @@ class Exploding(Rule):
             return 0.0
         gradients, weights = run.probes.gradient_rms[0], run.probes.weight_rms[0]
         last = gradients[run.matrices[-1]]
-        grown = [gradients[i] / weights[i] for i in recurrent if gradients[i] > 2 * last]
+        usual = [DEFAULT_GAIN / math.sqrt(run.layers[i].fan_in) for i in recurrent]
+        grown = [
+            gradients[i] / max(weights[i], size)
+            for i, size in zip(recurrent, usual, strict=True)
+            if gradients[i] > 2 * last
+        ]
         return float(np.max(grown, initial=0.0))
 
 

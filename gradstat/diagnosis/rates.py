@@ -407,7 +407,7 @@ class TooLow(Rule):
         )
 
     def _was_trained(self, case: Case) -> bool:
-        """Whether the weights were trained before: those of a new model have biases of 0."""
+        """Whether weights that torch did not make were trained: an own start has biases of 0."""
         run, shape, val = case.run, case.loss, case.run.val_loss
         if shape is None or val is None or case.task.chance is not None or case.is_fresh:
             return False

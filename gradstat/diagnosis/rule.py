@@ -22,7 +22,7 @@ _STANDS = 0.97
 """Last validation loss over the first, and training over validation loss, from which a loss that
 has fallen has only come down to a guess."""
 
-_DEFAULT_GAIN = 0.577
+DEFAULT_GAIN = 0.577
 """Of the weights that torch's layers begin with: uniform up to the root of 1 / fan-in."""
 
 _NEARLY = 0.04
@@ -322,7 +322,7 @@ class Case:
         if not len(probes.steps) or probes.steps[0] != 1:
             return False
         gains = probes.first_std[self.run.matrices] * self.root_fans
-        return bool(gains.size) and bool((np.abs(gains - _DEFAULT_GAIN) < _NEARLY).mean() >= 0.5)
+        return bool(gains.size) and bool((np.abs(gains - DEFAULT_GAIN) < _NEARLY).mean() >= 0.5)
 
     @cached_property
     def growth(self) -> float:
